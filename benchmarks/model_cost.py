@@ -1,0 +1,221 @@
+"""What looking inside costs: forward, caches and greedy decoding, against transformers, torch hooks and nnsight.
+
+    python benchmarks/model_cost.py                     # whisper-base, one clip filling 30 s
+    python benchmarks/model_cost.py --rounds 9 --out benchmarks/results/model_cost.md
+
+Peers that are not installed are named and left out (`pip install nnsight`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from measure import compare, table
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from hooked_whisper import HookedWhisper, __version__
+from hooked_whisper.checkpoints import load_checkpoint, to_transformers
+from hooked_whisper.speech import clips
+
+PATTERN_LAYER = 3
+TEXT_TOKENS = 20
+DECODED = (8, 48)  # tokens; the cost of a step is the difference over 40 of them
+
+
+def full_window(model: HookedWhisper, batch: int = 1) -> Tensor:
+    """Spectrograms of 30 s of real speech."""
+    waveform = torch.cat([clip.load() for clip in clips(language="en")])[: 30 * 16_000]
+    return model.to_mel([waveform] * batch)
+
+
+def with_torch_hooks(model: Any, modules: list[Any], mel: Tensor, tokens: Tensor) -> list[Any]:
+    """A plain forward of transformers with a torch forward hook that keeps the output of each module."""
+    kept: list[Any] = []
+    handles = [module.register_forward_hook(lambda _m, _i, out: kept.append(out)) for module in modules]
+    model(input_features=mel, decoder_input_ids=tokens)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def nnsight_residuals(traced: Any, mel: Tensor, tokens: Tensor) -> list[Any]:
+    """nnsight saving the output of every encoder and decoder layer."""
+    with traced.trace(input_features=mel, decoder_input_ids=tokens):
+        saved = list().save()  # type: ignore[attr-defined]  # nnsight's own list
+        for layer in traced.model.encoder.layers:
+            saved.append(layer.output)
+        for layer in traced.model.decoder.layers:
+            saved.append(layer.output)
+    return saved  # noqa: RET504 (nnsight runs the block elsewhere and hands the name back)
+
+
+def nnsight_one(traced: Any, mel: Tensor, tokens: Tensor) -> Any:
+    """nnsight saving one residual."""
+    with traced.trace(input_features=mel, decoder_input_ids=tokens):
+        saved = traced.model.encoder.layers[PATTERN_LAYER].output.save()
+    return saved  # noqa: RET504 (nnsight runs the block elsewhere and hands the name back)
+
+
+def nnsight_pattern(traced: Any, mel: Tensor, tokens: Tensor) -> Any:
+    """nnsight saving one layer's attention pattern, which needs eager attention everywhere."""
+    with traced.trace(input_features=mel, decoder_input_ids=tokens):
+        saved = traced.model.encoder.layers[PATTERN_LAYER].self_attn.output[1].save()
+    return saved  # noqa: RET504 (nnsight runs the block elsewhere and hands the name back)
+
+
+def greedy(generator: Any, frames: Tensor, n_tokens: int) -> Any:
+    """Exactly `n_tokens` greedy tokens from encoder output."""
+    return generator.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=frames),
+        language="en",
+        task="transcribe",
+        min_new_tokens=n_tokens,
+        max_new_tokens=n_tokens,
+    )
+
+
+def sections(rounds: int) -> list[str]:
+    """All tables."""
+    checkpoint = load_checkpoint("openai/whisper-base")
+    model = HookedWhisper.from_checkpoint(checkpoint, device="cpu")
+    sdpa, eager = to_transformers(checkpoint), to_transformers(checkpoint)
+    eager.set_attn_implementation("eager")
+    mel = full_window(model)
+    text = model.to_tokens(" ".join(clip.text for clip in clips(language="en")[:3]))[:TEXT_TOKENS]
+    tokens = torch.tensor([[*model.tokenizer.prompt("en"), *text]])
+    layers = [*sdpa.model.encoder.layers, *sdpa.model.decoder.layers]
+    leaves = [module for module in sdpa.modules() if not list(module.children())]
+    pattern = f"encoder.blocks.{PATTERN_LAYER}.attn.hook_pattern"
+    residual = f"encoder.blocks.{PATTERN_LAYER}.hook_resid_post"
+
+    def plain() -> Any:
+        return sdpa(input_features=mel, decoder_input_ids=tokens)
+
+    def ours(names: Any) -> Callable[[], Any]:
+        return lambda: model.run_with_cache(mel, tokens, names_filter=names, return_type="logits")
+
+    forward: dict[str, Callable[[], Any]] = {
+        "transformers, SDPA (floor)": plain,
+        "hooked-whisper": lambda: model(mel, tokens),
+        "transformers, eager": lambda: eager(input_features=mel, decoder_input_ids=tokens),
+    }
+    all_hooks = {
+        "transformers, SDPA, nothing kept (floor)": plain,
+        "hooked-whisper, all hooks": ours(None),
+        "torch forward hooks on every leaf module of transformers": lambda: with_torch_hooks(sdpa, leaves, mel, tokens),
+        "transformers, eager, hidden states and attentions": lambda: eager(
+            input_features=mel, decoder_input_ids=tokens, output_hidden_states=True, output_attentions=True
+        ),
+    }
+    one = {
+        "transformers, SDPA, nothing kept (floor)": plain,
+        "hooked-whisper, one residual": ours(residual),
+        "torch forward hook on one layer": lambda: with_torch_hooks(sdpa, [layers[PATTERN_LAYER]], mel, tokens),
+    }
+    patterns = {
+        "transformers, SDPA, nothing kept (floor)": plain,
+        "hooked-whisper, one layer's pattern": ours(pattern),
+        "transformers, eager, attentions": lambda: eager(
+            input_features=mel, decoder_input_ids=tokens, output_attentions=True
+        ),
+    }
+    if importlib.util.find_spec("nnsight"):
+        import nnsight
+
+        traced, traced_eager = nnsight.NNsight(sdpa), nnsight.NNsight(eager)
+        all_hooks["nnsight, every layer's output"] = lambda: nnsight_residuals(traced, mel, tokens)
+        one["nnsight, one residual"] = lambda: nnsight_one(traced, mel, tokens)
+        patterns["nnsight, one layer's pattern"] = lambda: nnsight_pattern(traced_eager, mel, tokens)
+    out = [
+        table("Plain forward, 30 s and 24 tokens", compare("transformers, SDPA (floor)", forward, rounds)),
+        *(
+            table(title, compare("transformers, SDPA, nothing kept (floor)", contenders, rounds))
+            for title, contenders in (
+                ("Everything cached", all_hooks),
+                ("One residual cached", one),
+                ("One layer's attention pattern cached", patterns),
+            )
+        ),
+    ]
+    _, cache = model.run_with_cache(mel, tokens)
+    named = sum(1 for name in model.hook_names() if name in cache or cache[name] is not None)
+    out.append(f"A full cache of 30 s holds {cache.nbytes / 1e6:.0f} MB; {named} activations can be read from it.\n")
+    frames = model.encode_mel(mel)
+    adapter = model.generation_adapter()
+    for batch in (1, 8):
+        many = frames.expand(batch, -1, -1).contiguous()
+        out.append(decoding(sdpa, adapter, many, rounds))
+    return out
+
+
+def decoding(reference: Any, adapter: Any, frames: Tensor, rounds: int) -> str:
+    """Greedy decoding of whole transcripts and of one step, as speed-ups over transformers."""
+    rows = []
+    for n_tokens in DECODED:
+        contenders: dict[str, Callable[[], Any]] = {
+            "transformers": lambda n=n_tokens: greedy(reference, frames, n),
+            "hooked-whisper": lambda n=n_tokens: greedy(adapter, frames, n),
+        }
+        rows.append(compare("transformers", contenders, rounds))
+    short, long = (1 / pair[1].ratio for pair in rows)
+    step = step_speedup(reference, adapter, frames, rounds)
+    return (
+        f"### Greedy decoding from encoder output, batch {len(frames)}: transformers' time over ours\n\n"
+        f"| {DECODED[0]} tokens | {DECODED[1]} tokens | one further step |\n|---|---|---|\n"
+        f"| {short:.2f} | {long:.2f} | {step:.2f} |\n"
+    )
+
+
+def step_speedup(reference: Any, adapter: Any, frames: Tensor, rounds: int) -> float:
+    """Speed-up of a single further step: prefill and set-up cancel in the difference of two lengths."""
+    import statistics
+    import time
+
+    def seconds(generator: Any, n_tokens: int) -> float:
+        start = time.perf_counter()
+        greedy(generator, frames, n_tokens)
+        return time.perf_counter() - start
+
+    ratios = []
+    for _ in range(rounds):
+        costs = [seconds(g, DECODED[1]) - seconds(g, DECODED[0]) for g in (reference, adapter)]
+        ratios.append(costs[0] / costs[1])
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=None, help="torch threads; torch's own choice when left out")
+    parser.add_argument("--out", type=Path, default=None, help="also write the tables to this Markdown file")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    with torch.no_grad():
+        parts = sections(arguments.rounds)
+    command = " ".join(["python benchmarks/model_cost.py", *sys.argv[1:]])
+    head = (
+        f"Written by `{command}`: hooked-whisper {__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds.\n"
+    )
+    text = "\n".join([head, *parts])
+    print(text)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text)
+        print(f"Wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The kernels of one decoding step against torch's ordinary operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooked_whisper.step_kernels import attend_step, linear_few_rows, takes_step
+
+
+@given(st.integers(1, 20), st.integers(1, 3), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
+def test_few_rows_are_linear(batch: int, n_pos: int, with_bias: bool, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(batch, n_pos, 16, dtype=dtype), torch.randn(50, 16, dtype=dtype)
+    bias = torch.randn(50, dtype=dtype) if with_bias else None
+    with torch.no_grad():
+        out = linear_few_rows(x, weight, bias)
+    torch.testing.assert_close(out, F.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_few_rows_read_the_weights_as_they_are_now() -> None:
+    """No packed copy is kept: an edit of the weights, even through `.data`, is obeyed."""
+    x, weight = torch.randn(4, 1, 16), torch.nn.Parameter(torch.randn(50, 16))
+    with torch.no_grad():
+        before = linear_few_rows(x, weight, None)
+        weight.data.mul_(2)
+        torch.testing.assert_close(linear_few_rows(x, weight, None), 2 * before, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_take_the_ordinary_path() -> None:
+    x, weight = torch.randn(4, 1, 16, requires_grad=True), torch.randn(50, 16)
+    linear_few_rows(x, weight, None).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(4, 1, 16))
+    q = torch.randn(1, 2, 1, 8)
+    assert not takes_step(q)
+    with torch.no_grad():
+        assert takes_step(q) and not takes_step(torch.randn(1, 2, 3, 8))
+
+
+@pytest.mark.parametrize("keys_innermost", [True, False])
+def test_a_step_is_attention(keys_innermost: bool) -> None:
+    q, k, v = torch.randn(3, 2, 1, 8), torch.randn(3, 2, 9, 8), torch.randn(3, 2, 9, 8)
+    stored = k.transpose(2, 3).contiguous().transpose(2, 3) if keys_innermost else k
+    torch.testing.assert_close(attend_step(q, stored, v), F.scaled_dot_product_attention(q, k, v))
