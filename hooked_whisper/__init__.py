@@ -28,6 +28,10 @@ _EXPORTS = {
     "ConfigError": "errors",
     "GenerationError": "errors",
     "MissingExtraError": "errors",
+    "SaeError": "errors",
+    "CorpusError": "errors",
+    "StoreError": "errors",
+    "PublishError": "errors",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -47,6 +51,10 @@ if TYPE_CHECKING:
     from hooked_whisper.errors import HookNameError as HookNameError
     from hooked_whisper.errors import LanguageError as LanguageError
     from hooked_whisper.errors import TextError as TextError
+    from hooked_whisper.errors import SaeError as SaeError
+    from hooked_whisper.errors import CorpusError as CorpusError
+    from hooked_whisper.errors import StoreError as StoreError
+    from hooked_whisper.errors import PublishError as PublishError
     from hooked_whisper.errors import MissingExtraError as MissingExtraError
     from hooked_whisper.mel import LogMel as LogMel
     from hooked_whisper.model import HookedWhisper as HookedWhisper

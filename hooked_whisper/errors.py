@@ -53,6 +53,22 @@ class MissingExtraError(HookedWhisperError, ImportError):
     """A package that one of the extras brings is not installed."""
 
 
+class SaeError(HookedWhisperError, ValueError):
+    """A sparse autoencoder that does not fit where it is put, or settings that cannot train one."""
+
+
+class CorpusError(HookedWhisperError, ValueError):
+    """A corpus that is missing, empty, malformed, or holds an audio file that cannot be read."""
+
+
+class StoreError(HookedWhisperError, ValueError):
+    """A store of activations that is missing, damaged, incomplete, or of another model."""
+
+
+class PublishError(HookedWhisperError, RuntimeError):
+    """A hub that refuses, cannot be reached, or broke off."""
+
+
 class GenerationError(HookedWhisperError, ValueError):
     """Generation options that contradict each other or that this model cannot follow."""
 
