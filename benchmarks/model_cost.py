@@ -50,12 +50,12 @@ def with_torch_hooks(model: Any, modules: list[Any], mel: Tensor, tokens: Tensor
 def nnsight_residuals(traced: Any, mel: Tensor, tokens: Tensor) -> list[Any]:
     """nnsight saving the output of every encoder and decoder layer."""
     with traced.trace(input_features=mel, decoder_input_ids=tokens):
-        saved = list().save()  # type: ignore[attr-defined]  # nnsight's own list
+        saved = list().save()  # type: ignore[attr-defined]  # noqa: C408 (nnsight's own list)
         for layer in traced.model.encoder.layers:
             saved.append(layer.output)
         for layer in traced.model.decoder.layers:
             saved.append(layer.output)
-    return saved  # noqa: RET504 (nnsight runs the block elsewhere and hands the name back)
+    return saved
 
 
 def nnsight_one(traced: Any, mel: Tensor, tokens: Tensor) -> Any:

@@ -46,16 +46,16 @@ if TYPE_CHECKING:
     from hooked_whisper.errors import CacheError as CacheError
     from hooked_whisper.errors import CheckpointError as CheckpointError
     from hooked_whisper.errors import ConfigError as ConfigError
+    from hooked_whisper.errors import CorpusError as CorpusError
     from hooked_whisper.errors import GenerationError as GenerationError
     from hooked_whisper.errors import HookedWhisperError as HookedWhisperError
     from hooked_whisper.errors import HookNameError as HookNameError
     from hooked_whisper.errors import LanguageError as LanguageError
-    from hooked_whisper.errors import TextError as TextError
-    from hooked_whisper.errors import SaeError as SaeError
-    from hooked_whisper.errors import CorpusError as CorpusError
-    from hooked_whisper.errors import StoreError as StoreError
-    from hooked_whisper.errors import PublishError as PublishError
     from hooked_whisper.errors import MissingExtraError as MissingExtraError
+    from hooked_whisper.errors import PublishError as PublishError
+    from hooked_whisper.errors import SaeError as SaeError
+    from hooked_whisper.errors import StoreError as StoreError
+    from hooked_whisper.errors import TextError as TextError
     from hooked_whisper.mel import LogMel as LogMel
     from hooked_whisper.model import HookedWhisper as HookedWhisper
     from hooked_whisper.tokenizer import Tokenizer as Tokenizer

@@ -200,7 +200,7 @@ def test_observing_generation_changes_nothing(whisper_base: HookedWhisper) -> No
     def look(activation: Tensor, hook: Any) -> None:
         pass
 
-    names = [name for name in whisper_base.resolve_names(None)]
+    names = whisper_base.resolve_names(None)
     with whisper_base.hooks(fwd_hooks=[(name, look) for name in names]):
         watched = adapter.generate(mel, output_logits=True, max_new_tokens=5, **options)
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, watched.logits, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,7 +73,8 @@ def test_every_layer_and_length(whisper_base: HookedWhisper, reference: Any, lan
         tokens = torch.randint(0, 51865, (CLIPS_EACH, length), generator=generator)
         tokens[:, 0] = whisper_base.tokenizer.sot  # so that the tokens are taken whole
         theirs, out = layer_outputs(
-            reference.model.decoder.layers, lambda: reference(encoder_outputs=(frames,), decoder_input_ids=tokens)
+            reference.model.decoder.layers,
+            functools.partial(reference, encoder_outputs=(frames,), decoder_input_ids=tokens),
         )
         kept, hooks, _ = whisper_base.get_caching_hooks(names)
         with whisper_base.hooks(fwd_hooks=hooks):
