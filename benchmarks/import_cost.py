@@ -1,6 +1,6 @@
 """What `import hooked_whisper` costs in CPU seconds, against importing what it stands on.
 
-    python benchmarks/import_cost.py [repeats]
+    python -m benchmarks.import_cost [repeats]
 
 Each import runs in a process of its own, alternately, so that a busy machine slows both sides; the smallest of the
 repeats counts. The bar for the ratio is 1.3.

@@ -1,9 +1,9 @@
 """What looking inside costs: forward, caches and greedy decoding, against transformers, torch hooks and nnsight.
 
-    python benchmarks/model_cost.py                     # whisper-base, one clip filling 30 s
-    python benchmarks/model_cost.py --rounds 9 --out benchmarks/results/model_cost.md
+    python -m benchmarks.model_cost                     # whisper-base, one clip filling 30 s
+    python -m benchmarks.model_cost --rounds 9 --out benchmarks/results/model_cost.md
 
-Peers that are not installed are named and left out (`pip install nnsight`).
+A peer that is not installed is named and left out (`pip install nnsight`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import transformers
-from measure import compare, table
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.measure import compare, table
 from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.checkpoints import load_checkpoint, to_transformers
 from hooked_whisper.speech import clips
@@ -91,6 +91,7 @@ def sections(rounds: int) -> list[str]:
     eager.set_attn_implementation("eager")
     mel = full_window(model)
     text = model.to_tokens(" ".join(clip.text for clip in clips(language="en")[:3]))[:TEXT_TOKENS]
+    assert model.tokenizer is not None
     tokens = torch.tensor([[*model.tokenizer.prompt("en"), *text]])
     layers = [*sdpa.model.encoder.layers, *sdpa.model.decoder.layers]
     leaves = [module for module in sdpa.modules() if not list(module.children())]
@@ -128,9 +129,10 @@ def sections(rounds: int) -> list[str]:
             input_features=mel, decoder_input_ids=tokens, output_attentions=True
         ),
     }
-    if importlib.util.find_spec("nnsight"):
-        import nnsight
-
+    if importlib.util.find_spec("nnsight") is None:
+        print("nnsight is not installed, so it is not measured: pip install nnsight", file=sys.stderr)
+    else:
+        nnsight = importlib.import_module("nnsight")
         traced, traced_eager = nnsight.NNsight(sdpa), nnsight.NNsight(eager)
         all_hooks["nnsight, every layer's output"] = lambda: nnsight_residuals(traced, mel, tokens)
         one["nnsight, one residual"] = lambda: nnsight_one(traced, mel, tokens)
@@ -203,7 +205,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
         parts = sections(arguments.rounds)
-    command = " ".join(["python benchmarks/model_cost.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.model_cost", *sys.argv[1:]])
     head = (
         f"Written by `{command}`: hooked-whisper {__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, Python {platform.python_version()}, {platform.machine()}, "

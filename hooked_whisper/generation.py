@@ -135,6 +135,8 @@ class GenerationAdapter(WhisperGenerationMixin, WhisperPreTrainedModel):
     """A `HookedWhisper` in the clothes of transformers' Whisper, for `generate` alone."""
 
     main_input_name = "input_features"
+    hooked: HookedWhisper
+    encoder: _Encoder
 
     def __init__(self, hooked: HookedWhisper, generation_config: GenerationConfig) -> None:
         super().__init__(transformers_config(hooked.cfg, generation_config))
@@ -206,7 +208,7 @@ class GenerationAdapter(WhisperGenerationMixin, WhisperPreTrainedModel):
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *unused: Any, **also_unused: Any
-    ) -> None:
+    ) -> Any:
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = KeyValueCache()
 

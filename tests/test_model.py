@@ -20,7 +20,7 @@ from hooked_whisper.run import Run
 from hooked_whisper.speech import clips
 
 
-def count(model: HookedWhisper, prefix: str) -> tuple[list[str], list[tuple[str, Any]]]:
+def count(model: HookedWhisper, prefix: str) -> tuple[list[str], list[tuple[Any, Any]]]:
     """Hooks that note which points of a stack fire."""
     fired: list[str] = []
 

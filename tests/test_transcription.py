@@ -31,6 +31,7 @@ def joined(language: str, seconds: float) -> torch.Tensor:
 def test_english_prompts_have_a_word_error_rate_of_two_percent_at_most(whisper_base: HookedWhisper) -> None:
     chosen = clips(language="en")
     said = whisper_base.transcribe([clip.path for clip in chosen], language="en")
+    assert isinstance(said, list)
     normal = EnglishTextNormalizer({})
     rate = jiwer.wer([normal(clip.text) for clip in chosen], [normal(t.text) for t in said])
     print(f"WER of {len(chosen)} English prompts: {100 * rate:.2f} %")
