@@ -135,8 +135,9 @@ class GenerationAdapter(WhisperGenerationMixin, WhisperPreTrainedModel):
     """A `HookedWhisper` in the clothes of transformers' Whisper, for `generate` alone."""
 
     main_input_name = "input_features"
-    hooked: HookedWhisper
-    encoder: _Encoder
+    if TYPE_CHECKING:  # transformers resolves a class's annotations when it is made, before the model's module is there
+        hooked: HookedWhisper
+        encoder: _Encoder
 
     def __init__(self, hooked: HookedWhisper, generation_config: GenerationConfig) -> None:
         super().__init__(transformers_config(hooked.cfg, generation_config))
