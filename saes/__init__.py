@@ -32,7 +32,7 @@ _EXPORTS = {
     "import_freud": "importers",
 }
 
-__all__ = [*_EXPORTS]
+__all__ = [*_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from hooked_whisper.saes.source import ActivationSource as ActivationSource
