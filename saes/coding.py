@@ -26,15 +26,19 @@ _BATCH_DEPENDENT = ("batchtopk", "matryoshka_batchtopk")
 _POSITION_AXES = ("frame", "mel_frame", "key_frame", "pos")
 
 
-class SparseCoder(Protocol):
-    """What evaluation needs of an SAE: SAELens's classes have it, and so have the baselines."""
+if TYPE_CHECKING:
 
-    cfg: Any  # with d_in, d_sae and architecture()
-    W_dec: Any  # [d_sae, d_out]
+    class SparseCoder(Protocol):
+        """What evaluation needs of an SAE: SAELens's classes have it, and so have the baselines."""
 
-    def encode(self, x: Tensor, /) -> Tensor: ...
+        cfg: Any  # with d_in, d_sae and architecture()
+        W_dec: Any  # [d_sae d_out]
 
-    def decode(self, feature_acts: Tensor, /) -> Tensor: ...
+        def encode(self, x: Tensor, /) -> Tensor: ...
+
+        def decode(self, feature_acts: Tensor, /) -> Tensor: ...
+else:
+    SparseCoder = Any  # a parameter of a module is no attribute that a run-time check of protocols finds
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,12 @@ def find_site(model: HookedWhisper, sae: SparseCoder, hook: str | None = None) -
         raise SaeError(
             f"This SAE reads rows of {sae.cfg.d_in}, and {read!r} of {model.cfg.model_name} has rows of {width}: "
             "it was made for another hook or another model."
+        )
+    written = hook_width(model, write)
+    if sae.W_dec.shape[1] != written:
+        raise SaeError(
+            f"This SAE writes rows of {sae.W_dec.shape[1]}, and {write!r} of {model.cfg.model_name} has rows of "
+            f"{written}: it was made for another hook or another model."
         )
     return Site(read, write, positions.pop())
 

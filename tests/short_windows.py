@@ -1,0 +1,52 @@
+"""whisper-base with short windows, and SAEs whose figures are known, for tests of what an SAE does to a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sae_files import metadata, sae_lens
+from torch import Tensor
+
+from hooked_whisper import HookedWhisper
+
+
+def short_windows(base: HookedWhisper, seconds: int = 5) -> HookedWhisper:
+    """The same weights, shared, with windows of a few seconds, which cost that much less to encode and to read."""
+    cfg = base.cfg.with_options(encoder=replace(base.cfg.encoder, n_ctx=50 * seconds))
+    with torch.device("meta"):
+        model = HookedWhisper(cfg, base.tokenizer, base.generation_config)
+    model.log_mel = base.log_mel
+    state = dict(base.state_dict())
+    state["encoder.W_pos"] = state["encoder.W_pos"][: 50 * seconds]
+    model.load_state_dict(state, assign=True)
+    model.decoder.unembed.weight = model.decoder.W_E
+    model.setup()
+    return model.eval()
+
+
+def exact_sae(d_in: int = 512, *, k: int | None = None, hook: str = "encoder.hook_out", **options: Any) -> Any:
+    """Two latents for each dimension, one for each sign: with k = d_in it gives everything back, with less the largest.
+
+    Latent i fires where dimension i is positive, latent d_in + i where it is negative.
+    """
+    cfg = sae_lens.TopKSAEConfig(d_in=d_in, d_sae=2 * d_in, k=k or d_in, metadata=metadata(hook), **options)
+    sae = sae_lens.TopKSAE(cfg)
+    eye = torch.eye(d_in)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+    return sae
+
+
+def constant_sae(mean: Tensor, *, hook: str = "encoder.hook_out") -> Any:
+    """An SAE whose latents never fire: it gives back `mean` whatever it reads."""
+    sae = exact_sae(len(mean), k=1, hook=hook)
+    with torch.no_grad():
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(-1)
+        sae.b_dec.copy_(mean)
+    return sae
