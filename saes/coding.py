@@ -135,7 +135,6 @@ def hook_width(model: HookedWhisper, hook: str) -> int:
     return math.prod(sizes[name] for name in axes(hook)[2:])
 
 
-@torch.no_grad()
 def code(sae: SparseCoder, rows: Float[Tensor, "row *width"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Batches of (which rows, activations [row d_sae], reconstructions [row *width]) of one clip's rows, in order.
 
@@ -146,12 +145,11 @@ def code(sae: SparseCoder, rows: Float[Tensor, "row *width"]) -> Iterator[tuple[
     step = len(rows) if temporal else max(1, _MAX_ACTIVATIONS // sae.cfg.d_sae)
     for at in range(0, len(rows), max(step, 1)):
         part = slice(at, min(at + step, len(rows)))
-        x = rows[part].to(sae.W_dec.device, sae.W_dec.dtype)[None]
-        acts = sae.encode(x)
-        if sae.cfg.architecture() in _MORE_THAN_DECODED:
-            out = sae(x)  # type: ignore[operator]
-        else:
-            out = sae.decode(acts)
+        with torch.no_grad():  # not around the whole, which would hold between two batches, too
+            x = rows[part].to(sae.W_dec.device, sae.W_dec.dtype)[None]
+            acts = sae.encode(x)
+            more = sae.cfg.architecture() in _MORE_THAN_DECODED
+            out = sae(x) if more else sae.decode(acts)  # type: ignore[operator]
         yield part, acts[0], out[0]
 
 
