@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hooked_whisper.audio import SAMPLE_RATE
 from hooked_whisper.errors import CorpusError
-from hooked_whisper.saes.corpus_item import CorpusItem, Fetchable
+from hooked_whisper.saes.corpus_item import CorpusItem, Fetchable, Scalar
 
 if TYPE_CHECKING:
     from hooked_whisper.saes.corpus import Corpus
@@ -36,12 +36,14 @@ class Survey:
         seconds: how long each clip is by its file's header; 0 where it cannot be read. Good for planning, not exact.
         fingerprint: SHA-256 of the clips, what is known of them, and their audio.
         metadata: the same without the audio.
+        columns: further columns of the clips, and what fits all values of each: "bool", "int64", "double", "string".
     """
 
     ids: tuple[str, ...]
     seconds: tuple[float, ...]
     fingerprint: str
     metadata: str
+    columns: dict[str, str]
 
 
 def survey(corpus: Corpus) -> Survey:
@@ -52,6 +54,7 @@ def survey(corpus: Corpus) -> Survey:
     """
     everything, metadata = hashlib.sha256(), hashlib.sha256()
     ids, seconds = [], []
+    kinds: dict[str, set[str]] = {}
     for item, digest, length in _looked_at(corpus):
         if isinstance(length, CorpusError):
             corpus.skip(item, length)
@@ -60,11 +63,31 @@ def survey(corpus: Corpus) -> Survey:
         metadata.update(line)
         everything.update(line)
         everything.update(digest.encode())
+        for name, value in item.columns.items():
+            kinds.setdefault(name, set()).update(_kind(value))
         ids.append(item.id)
         seconds.append(length)
     if not ids:
         raise CorpusError(f"{corpus.name} is empty: expected at least one clip.")
-    return Survey(tuple(ids), tuple(seconds), everything.hexdigest(), metadata.hexdigest())
+    columns = {name: _common(found) for name, found in kinds.items()}
+    return Survey(tuple(ids), tuple(seconds), everything.hexdigest(), metadata.hexdigest(), columns)
+
+
+def _kind(value: Scalar) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return ["bool"]
+    if isinstance(value, int):
+        return ["int64"] if -(2**63) <= value < 2**63 else ["string"]
+    return ["double"] if isinstance(value, float) else ["string"]
+
+
+def _common(kinds: set[str]) -> str:
+    """A type that holds values of all these types."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "double" if kinds == {"int64", "double"} else "string"
 
 
 def metadata_fingerprint(items: Iterable[CorpusItem]) -> str:
