@@ -11,25 +11,15 @@ chosen by hand for being whole sentences of 1.7 to 7 seconds in all five languag
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-SPEECH = Path(__file__).parent / "speech"
-BYTES_PER_SECOND = 8_000  # G.722 at 64 kbit/s
-PACKAGES = "asterisk-core-sounds-{language}", "asterisk-core-sounds-{language}-g722"  # transcripts, sound
+from hooked_whisper.saes.prompts import BYTES_PER_SECOND, VOICES, package_names, sound_file, transcripts, unpack
 
-VOICES = {  # language -> (folder of the package, speaker)
-    "en": ("en_US_f_Allison", "Allison Smith"),
-    "es": ("es_MX_f_Allison", "Allison Smith"),
-    "fr": ("fr_CA_f_June", "June Wallack"),
-    "it": ("it_IT_m_Carlo", "Carlo Flora"),
-    "ru": ("ru_RU_f_IvrvoiceRU", "IvrvoiceRU"),
-}
+SPEECH = Path(__file__).parent / "speech"
 KEYS = [
     "auth-incorrect",
     "conf-onlyperson",
@@ -54,38 +44,21 @@ KEYS = [
 ]
 
 
-def fetch(folder: Path) -> None:
-    """Downloads and unpacks the ten packages into `folder`, installing nothing."""
-    names = [package.format(language=language) for language in VOICES for package in PACKAGES]
-    subprocess.run(["apt-get", "download", *names], cwd=folder, check=True)
-    for deb in sorted(folder.glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", deb.name, "."], cwd=folder, check=True)
-
-
-def transcripts(unpacked: Path, language: str) -> dict[str, str]:
-    """The published text of every prompt, spaces made single, otherwise as it is (typing errors included)."""
-    name = PACKAGES[0].format(language=language)
-    path = unpacked / "usr/share/doc" / name / f"core-sounds-{language}.txt.gz"
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines()
-    pairs = (line.split(":", 1) for line in lines if ":" in line and not line.startswith(";"))
-    return {key.strip(): " ".join(text.split()) for key, text in pairs}
-
-
 def build(unpacked: Path) -> tuple[dict[str, bytes], str]:
     """The clips by their path in the speech folder, and the manifest's text."""
     clips: dict[str, bytes] = {}
     rows = []
-    for language, (folder, speaker) in VOICES.items():
+    for language, voice in VOICES.items():
         texts = transcripts(unpacked, language)
         for key in sorted(KEYS):
             path = f"{language}/{key.replace('/', '-')}.g722"
-            clips[path] = (unpacked / "usr/share/asterisk/sounds" / folder / f"{key}.g722").read_bytes()
+            clips[path] = sound_file(unpacked, language, key).read_bytes()
             rows.append(
                 {
                     "key": key,
                     "language": language,
                     "text": texts[key],
-                    "speaker": speaker,
+                    "speaker": voice.speaker,
                     "path": path,
                     "seconds": len(clips[path]) / BYTES_PER_SECOND,
                     "sha256": hashlib.sha256(clips[path]).hexdigest(),
@@ -101,7 +74,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if options.unpacked is None:
-            fetch(Path(temporary))
+            unpack(Path(temporary), package_names(music=False))
         clips, manifest = build(options.unpacked or Path(temporary))
     files = {**clips, "manifest.jsonl": manifest.encode()}
     if options.check:
