@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OnError = Literal["raise", "skip"]
+# Run-time checking of options is ours, because its message says more than a type checker's.
+if TYPE_CHECKING:
+    OnError = Literal["raise", "skip"]
+else:
+    OnError = str
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ class CorpusItem:
         length = waveform.shape[0] / SAMPLE_RATE
         end = length if self.duration is None else self.offset + self.duration
         if self.offset >= length or end > length + TOLERANCE:
+            upto = "its end" if self.duration is None else f"{end:g} s"
             raise CorpusError(
-                f"Clip {self.id!r}: the segment from {self.offset:g} to {end:g} s is not in its audio, which is "
+                f"Clip {self.id!r}: the segment from {self.offset:g} s to {upto} is not in its audio, which is "
                 f"{length:.2f} s long. Correct offset and duration in the manifest."
             )
         # A copy: the segment is kept, the long file that it is cut from is not.

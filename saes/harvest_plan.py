@@ -10,12 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hooked_whisper.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
 
-Packing = Literal["none", "windows"]
-WindowLength = Literal["full", "true_length"]
+# Run-time checking of options is ours, because its message says more than a type checker's.
+if TYPE_CHECKING:
+    Packing = Literal["none", "windows"]
+    WindowLength = Literal["full", "true_length"]
+    TextFrom = Literal["corpus", "own"]
+    StoreDType = Literal["float16", "bfloat16", "float32"]
+else:
+    Packing = WindowLength = TextFrom = StoreDType = str
 
 MAX_BLOCK_SECONDS = 3600.0  # of audio, which is in memory while a block is worked on: 230 MB
 STEP = 25  # frames: with window="true_length" a window ends at the next half second

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,20 @@ from hooked_whisper.audio import SAMPLES_PER_FRAME
 from hooked_whisper.axes import FRAME_AXES, axes
 from hooked_whisper.errors import ConfigError, CorpusError, LanguageError
 from hooked_whisper.saes.corpus_item import CorpusItem
-from hooked_whisper.saes.harvest_plan import Packing, Piece, Window, WindowLength, cut, into_batches, into_windows
+from hooked_whisper.saes.harvest_plan import (
+    Packing,
+    Piece,
+    TextFrom,
+    Window,
+    WindowLength,
+    cut,
+    into_batches,
+    into_windows,
+)
 from hooked_whisper.saes.store_files import Position
 
 if TYPE_CHECKING:
     from hooked_whisper.model import HookedWhisper
-
-TextFrom = Literal["corpus", "own"]
 
 RATES: dict[Position, float | None] = {"frame": 50.0, "mel_frame": 100.0, "token": None}  # rows a second
 

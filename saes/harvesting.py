@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -27,8 +27,8 @@ from hooked_whisper.saes.arrow import import_pyarrow
 from hooked_whisper.saes.corpus import Corpus
 from hooked_whisper.saes.corpus_item import CorpusItem
 from hooked_whisper.saes.fingerprints import weights_fingerprint
-from hooked_whisper.saes.harvest_plan import Packing, WindowLength, into_blocks
-from hooked_whisper.saes.harvest_run import RATES, Runner, RunOptions, TextFrom, row_width
+from hooked_whisper.saes.harvest_plan import Packing, StoreDType, TextFrom, WindowLength, into_blocks
+from hooked_whisper.saes.harvest_run import RATES, Runner, RunOptions, row_width
 from hooked_whisper.saes.store import ActivationStore
 from hooked_whisper.saes.store_files import DTYPES, FORMAT, MANIFEST, PLAN, StoreSettings, read_json, write_json
 from hooked_whisper.saes.store_writer import ClipRows, StoreWriter
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["ActivationStream", "HarvestReport", "harvest", "stream"]
 
 logger = logging.getLogger(__name__)
-
-StoreDType = Literal["float16", "bfloat16", "float32"]
 
 SHARD_ROWS = 65_536
 PATIENCE = 3600.0  # seconds without news from another process, after which it is given up

@@ -62,7 +62,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     )
                 yield where, {name: cell or None for name, cell in row.items()}
         except csv.Error as error:
-            raise CorpusError(f"{path}, line {reader.line_num} is no CSV: {error}.") from error
+            raise CorpusError(f"{path}, line {reader.reader.line_num} is no CSV: {error}.") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

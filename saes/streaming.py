@@ -14,8 +14,8 @@ from hooked_whisper.errors import ConfigError, CorpusError, StoreError, did_you_
 from hooked_whisper.saes.corpus import Corpus
 from hooked_whisper.saes.corpus_item import CorpusItem
 from hooked_whisper.saes.fingerprints import weights_fingerprint
-from hooked_whisper.saes.harvest_plan import Packing, WindowLength
-from hooked_whisper.saes.harvest_run import RATES, Runner, RunOptions, TextFrom, row_width
+from hooked_whisper.saes.harvest_plan import Packing, TextFrom, WindowLength
+from hooked_whisper.saes.harvest_run import RATES, Runner, RunOptions, row_width
 
 if TYPE_CHECKING:
     from hooked_whisper.model import HookedWhisper
