@@ -26,8 +26,8 @@ def axes(name: str, ndim: int | None = None) -> tuple[str, ...]:
     if name in _OUTER:
         return _OUTER[name]
     if _SAE in name:
-        place = axes(name.partition(_SAE)[0])
-        return place if ndim == len(place) else (*place[:2], "feature")
+        place, _, leaf = name.partition(_SAE)
+        return _of_sae(axes(place), leaf, ndim)
     stack, _, rest = name.partition(".")
     position = "frame" if stack == "encoder" else "pos"
     module, _, leaf = rest.rpartition(".")
@@ -48,3 +48,13 @@ def axes(name: str, ndim: int | None = None) -> tuple[str, ...]:
         last = "1" if leaf == "hook_scale" else "d_model"
         return ("batch", position, "head", last) if ndim == 4 else ("batch", position, last)
     return ("batch", position, "d_model")
+
+
+def _of_sae(place: tuple[str, ...], leaf: str, ndim: int | None) -> tuple[str, ...]:
+    """Axes of an SAE's own activation: those of the hook that it writes, heads side by side or one of them alone."""
+    if leaf in ("error", "output"):
+        return place if ndim in (None, len(place)) else (*place[:-2], place[-1])
+    last = "feature" if leaf in ("acts_pre", "acts_post") else "d_in"
+    if ndim == len(place):
+        return (*place[:-1], last if last == "feature" else place[-1])
+    return (*(axis for axis in place[:-1] if axis != "head"), last)

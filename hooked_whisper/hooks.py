@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from hooked_whisper.axes import axes
 from hooked_whisper.components import ActivationPoint
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import ConfigError, HookNameError, did_you_mean
@@ -69,8 +70,14 @@ class HookedModule(HookedRootModule):
         return [name for name in self.hook_dict if self._is_on(name) and fnmatch.fnmatchcase(name, pattern)]
 
     def _is_on(self, name: str) -> bool:
+        return self._why_off(name) is None
+
+    def _why_off(self, name: str) -> str | None:
+        """Why the hook point `name` is not computed, as the end of a sentence; None if it is."""
         option = _OPTIONAL.get(name.rpartition(".")[2])
-        return option is None or getattr(self.cfg, option)
+        if option is None or getattr(self.cfg, option):
+            return None
+        return f"while {option} is off: call model.set_{option}(True) first"
 
     def resolve_names(self, names: NamesFilter) -> list[str]:
         """The hook points that `names` means, in the model's order; None means all but those that the cache derives.
@@ -99,11 +106,9 @@ class HookedModule(HookedRootModule):
         if not isinstance(name, str):
             raise HookNameError(f"A hook is named by a string, got {name!r}.")
         if name in self.hook_dict:
-            if not self._is_on(name):
-                option = _OPTIONAL[name.rpartition(".")[2]]
-                raise ConfigError(
-                    f"{name!r} is not computed while {option} is off: call model.set_{option}(True) first."
-                )
+            why_off = self._why_off(name)
+            if why_off is not None:
+                raise ConfigError(f"{name!r} is not computed {why_off}.")
             return [name]
         found = self.hook_names(name) if "*" in name else []
         if not found:
@@ -234,7 +239,7 @@ class HookedModule(HookedRootModule):
                 return
             value = tensor.detach()
             value = value if device is None else value.to(device)
-            has_batch = name not in ("encoder.hook_pos_embed", "encoder.hook_pos_embed_grad")
+            has_batch = axes(name)[0] == "batch"
             kept[name] = value[0] if remove_batch_dim and has_batch else value
 
         def forward_hook(tensor: Tensor, hook: HookPoint) -> None:

@@ -15,7 +15,7 @@ from hooked_whisper.audio import SAMPLE_RATE, AudioInput, frame_mask, load_batch
 from hooked_whisper.components import ActivationPoint, see
 from hooked_whisper.config import HookedWhisperConfig, resolve_device, resolve_dtype
 from hooked_whisper.errors import AudioError, ConfigError, GenerationError, TextError
-from hooked_whisper.hooks import HookedModule, HookList, NamesFilter
+from hooked_whisper.hooks import HookList, NamesFilter
 from hooked_whisper.inputs import (
     DecoderInput,
     TextInput,
@@ -29,6 +29,7 @@ from hooked_whisper.kv_cache import KeyValueCache
 from hooked_whisper.mel import LogMel
 from hooked_whisper.processing import WeightProcessing
 from hooked_whisper.run import Run
+from hooked_whisper.splicing import SaeSplicing
 from hooked_whisper.stacks import AudioEncoder, TextDecoder
 from hooked_whisper.tokenizer import Tokenizer
 from hooked_whisper.weights import ModelWeights
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ReturnType = Literal["logits", "loss", "both"]
 
 
-class HookedWhisper(HookedModule, ModelWeights, WeightProcessing):
+class HookedWhisper(SaeSplicing, ModelWeights, WeightProcessing):
     """A Whisper whose every activation can be read, cached and edited by name.
 
     Build one with `HookedWhisper.from_pretrained("openai/whisper-base")`. `model.hook_names()` lists
