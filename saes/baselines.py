@@ -7,7 +7,7 @@ from an orthogonal basis that one has the smallest error, the k leading principa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -28,13 +28,14 @@ class Moments:
     """Mean and covariance of rows, summed up in float64 on the CPU as batches come."""
 
     d_in: int
-    n_rows: int = 0
-    total: Float[Tensor, " d_in"] = field(init=False)
-    outer: Float[Tensor, "d_in d_in"] = field(init=False)
+    n_rows: int
+    total: Float[Tensor, " d_in"]
+    outer: Float[Tensor, "d_in d_in"]
 
-    def __post_init__(self) -> None:
-        self.total = torch.zeros(self.d_in, dtype=torch.float64)
-        self.outer = torch.zeros(self.d_in, self.d_in, dtype=torch.float64)
+    @classmethod
+    def none(cls, d_in: int) -> Moments:
+        """Of no rows yet."""
+        return cls(d_in, 0, torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, d_in, dtype=torch.float64))
 
     def add(self, rows: Float[Tensor, "row *width"]) -> None:
         """Counts in rows; heads are laid side by side."""
@@ -42,6 +43,10 @@ class Moments:
         self.n_rows += len(flat)
         self.total += flat.sum(0)
         self.outer += flat.T @ flat
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of the rows of both."""
+        return Moments(self.d_in, self.n_rows + other.n_rows, self.total + other.total, self.outer + other.outer)
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:

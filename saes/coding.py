@@ -125,14 +125,19 @@ def _positions(hook: str) -> str:
     return "frame" if names[1] == "key_frame" else names[1]
 
 
-def hook_width(model: HookedWhisper, hook: str) -> int:
-    """Width of one row of `hook`, heads laid side by side."""
+def row_shape(model: HookedWhisper, hook: str) -> tuple[int, ...]:
+    """Shape of one row of `hook`: (width,), or (heads, width of one)."""
     stack = model.cfg.encoder if hook.startswith("encoder.") else model.cfg.decoder
     sizes = {
         "d_model": stack.d_model, "d_mlp": stack.d_mlp, "head": stack.n_heads, "d_head": stack.d_head,
         "vocab": model.cfg.d_vocab, "1": 1,
     }  # fmt: skip
-    return math.prod(sizes[name] for name in axes(hook)[2:])
+    return tuple(sizes[name] for name in axes(hook)[2:])
+
+
+def hook_width(model: HookedWhisper, hook: str) -> int:
+    """Width of one row of `hook`, heads laid side by side."""
+    return math.prod(row_shape(model, hook))
 
 
 def code(sae: SparseCoder, rows: Float[Tensor, "row *width"]) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from hooked_whisper.errors import ConfigError, CorpusError
-from hooked_whisper.saes.baselines import BaselineName
+from hooked_whisper.errors import ConfigError, CorpusError, StoreError
+from hooked_whisper.saes.baselines import BaselineName, Moments
 from hooked_whisper.saes.coding import Site, SparseCoder, find_site
 from hooked_whisper.saes.corpus import Corpus
 from hooked_whisper.saes.corpus_item import CorpusItem
 from hooked_whisper.saes.estimates import N_RESAMPLES
-from hooked_whisper.saes.evaluation_passes import PADDINGS, SAE, UNKNOWN, Measured, Padding, Passes
+from hooked_whisper.saes.evaluation_passes import (
+    PADDINGS,
+    SAE,
+    SLACK,
+    UNKNOWN,
+    Measured,
+    Padding,
+    Passes,
+    StoredClip,
+    StorePasses,
+    stored_clips,
+)
 from hooked_whisper.saes.report import BaselineReport, Group, SaeReport
+from hooked_whisper.saes.source import ActivationSource
+from hooked_whisper.saes.store import ActivationStore
 
 if TYPE_CHECKING:
     from hooked_whisper.model import HookedWhisper
 
+Clip = TypeVar("Clip", CorpusItem, StoredClip)
+
 N_CHANGES = 20  # clips that a report shows
+ROWS_PER_DIMENSION = 10  # below which principal components are not to be trusted
 
 
 def evaluate_sae(
     model: HookedWhisper,
     sae: SparseCoder,
-    corpus: Corpus,
+    corpus: Corpus | ActivationStore,
     *,
     hook: str | None = None,
     languages: Sequence[str] | None = None,
@@ -38,6 +54,7 @@ def evaluate_sae(
     reference: bool = False,
     transcribe: bool = True,
     baselines: Sequence[BaselineName] = ("neurons", "pca"),
+    fit_on: ActivationSource | None = None,
     configured_l0: float | None = None,
     batch_size: int = 8,
     n_resamples: int = N_RESAMPLES,
@@ -51,7 +68,8 @@ def evaluate_sae(
 
     Args:
         sae: any SAELens SAE or transcoder; an error term is left out.
-        corpus: clips; `text`, `language` and `speaker` are used as far as they are known.
+        corpus: clips; `text`, `language` and `speaker` are used as far as they are known. A store of their activations
+            serves for reconstruction and firing, with `splice=False`.
         hook: where the SAE belongs; None takes what its metadata says.
         languages: only clips of these languages, as the corpus names them.
         clips_per_language: at most so many of each, drawn by `seed`.
@@ -60,8 +78,10 @@ def evaluate_sae(
             the frames with audio, or are replaced, too ("replace").
         reference: measure predictions of the reference texts, too, not of the model's own transcripts alone.
         transcribe: write transcripts with the SAE spliced in, for error rates; the slowest part.
-        baselines: what to measure the SAE against at its own L0; they, and the mean that stands for an ablated row,
-            are fitted on the evaluated rows themselves, which flatters them.
+        baselines: what to measure the SAE against at its own L0.
+        fit_on: rows that baselines and the mean row are fitted on, such as the store that the SAE was trained from.
+            None fits baselines on one half of the clips and measures them on the other, and back, which takes many
+            more rows than the hook has dimensions; the mean is then that of all.
         configured_l0: the L0 that it was trained for; None takes `k` from its settings or metadata.
         batch_size: clips that go through the model together.
         n_resamples: of clips, for the intervals; 0 leaves them out.
@@ -71,25 +91,34 @@ def evaluate_sae(
         SaeError: an SAE that does not fit the model, or activations that are not finite.
         CorpusError: no clips, or none in a language that was asked for.
         LanguageError: a language that the model does not know.
+        ConfigError: options that cannot be, such as splicing on a store.
+        StoreError: a store of another model, or one that is damaged.
     """
     if padding not in PADDINGS:
         raise ConfigError(f"Unknown padding {padding!r}: expected one of {', '.join(PADDINGS)}.")
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
     site = find_site(model, sae, hook)
-    items = choose_clips(corpus, languages, clips_per_language, seed)
     second = splice or bool(baselines)
     hidden = None if progress is None else not progress  # None: hidden unless on a terminal
-    bar: Any = tqdm(total=len(items) * (1 + second), desc="evaluate", unit="clip", disable=hidden)
-    passes = Passes(
-        model, sae, site, corpus, items, batch_size, splice=splice, padding=padding, reference=reference,
-        transcribe=transcribe, step=bar.update,
-    )  # fmt: skip
-    measured = passes.start()
-    with bar:
+    with tqdm(desc="evaluate", unit="clip", disable=hidden) as bar:
+        if isinstance(corpus, Corpus):
+            items = choose_clips(list(corpus), corpus.name, languages, clips_per_language, seed)
+            passes = Passes(
+                model, sae, site, corpus, items, batch_size, splice=splice, padding=padding, reference=reference,
+                transcribe=transcribe, step=bar.update,
+            )  # fmt: skip
+        else:
+            _check_store(corpus, model, splice)
+            items = choose_clips(stored_clips(corpus), "The store", languages, clips_per_language, seed)
+            passes = StorePasses(model, sae, site, corpus, items, step=bar.update)
+        bar.reset(total=len(items) * (1 + second))
+        measured = passes.start()
         passes.measure_rows(measured)
         if not measured.names:
-            raise CorpusError(f"None of the {len(items)} clips of {corpus.name} could be read: see corpus.skipped.")
+            raise CorpusError(f"None of the {len(items)} clips could be read: see corpus.skipped.")
+        if fit_on is not None:
+            measured.fitted_on = moments_of(fit_on, site.write)
         measured.fit_baselines(baselines, model.device)
         if second:
             passes.measure_splicing(measured)
@@ -119,22 +148,35 @@ def evaluate_sae(
     )
 
 
+def moments_of(source: ActivationSource, hook: str) -> Moments:
+    """Mean and covariance of all rows of a store or stream.
+
+    Raises:
+        StoreError: it does not have that hook.
+    """
+    if hook not in source.hooks:
+        raise StoreError(f"fit_on has no rows of {hook!r}: it has {', '.join(source.hooks)}.")
+    found = Moments.none(source.width(hook))
+    for rows in source.batches(hook, 8192, repeat=False):
+        found.add(rows)
+    return found
+
+
 def choose_clips(
-    corpus: Corpus, languages: Sequence[str] | None, per_language: int | None, seed: int
-) -> list[CorpusItem]:
-    """The clips to evaluate, in the corpus's order.
+    clips: Sequence[Clip], name: str, languages: Sequence[str] | None, per_language: int | None, seed: int
+) -> list[Clip]:
+    """The clips to evaluate, in their order.
 
     Raises:
         CorpusError: none, or none in a language that was asked for.
     """
-    items = list(corpus)
-    if not items:
-        raise CorpusError(f"{corpus.name} has no clips: there is nothing to evaluate on.")
-    spoken = [item.language or UNKNOWN for item in items]
+    if not clips:
+        raise CorpusError(f"{name} has no clips: there is nothing to evaluate on.")
+    spoken = [clip.language or UNKNOWN for clip in clips]
     found = sorted(set(spoken))
     missing = sorted(set(languages or ()) - set(found))
     if missing:
-        raise CorpusError(f"{corpus.name} has no clips in {', '.join(missing)}: its languages are {', '.join(found)}.")
+        raise CorpusError(f"{name} has no clips in {', '.join(missing)}: its languages are {', '.join(found)}.")
     chosen = [i for i, language in enumerate(spoken) if languages is None or language in languages]
     if per_language is not None:
         if per_language < 1:
@@ -145,7 +187,17 @@ def choose_clips(
             of_it = [i for i in chosen if spoken[i] == language]
             kept.update(generator.permutation(of_it)[:per_language].tolist())
         chosen = [i for i in chosen if i in kept]
-    return [items[i] for i in chosen]
+    return [clips[i] for i in chosen]
+
+
+def _check_store(store: ActivationStore, model: HookedWhisper, splice: bool) -> None:
+    if splice:
+        raise ConfigError(
+            "A store has no sound, so nothing can be spliced on it: pass the corpus, or splice=False to measure "
+            "reconstruction and firing alone."
+        )
+    if store.model_name != model.cfg.model_name:
+        raise StoreError(f"The store has activations of {store.model_name}, the model is {model.cfg.model_name}.")
 
 
 def _configured_l0(sae: SparseCoder) -> float | None:
@@ -198,11 +250,11 @@ def assemble_report(
         densities=sums.histogram(),
         baselines={
             name: BaselineReport(
-                k=basis.cfg.k,
+                k=bases[0].cfg.k,
                 reconstruction=measured.basis_reconstruction[name].reconstruction(**resampling),
                 on_transcript=measured.on_transcript.result(name, **resampling),
             )
-            for name, basis in measured.bases.items()
+            for name, bases in measured.bases.items()
         },
         changes=measured.errors.worst(N_CHANGES),
         corpus=corpus,
@@ -227,13 +279,29 @@ def _notes(site: Site, measured: Measured, settings: dict[str, Any]) -> list[str
             "No error term. Predictions are of the unhooked model's own greedy transcript and its end token, fed to "
             "every version of it; language and task are the same for all."
         )
-        notes.append("The mean row and the baselines are fitted on the evaluated rows, which flatters the baselines.")
+    if measured.bases:
+        notes.append(_on_baselines(measured))
     if measured.errors.texts:
         notes.append(
             "Texts are normalised as Whisper's are (English by its English normaliser, others by the basic one) before "
-            "words are counted; rates are pooled over clips."
+            "words are counted; rates are pooled over clips. A spliced transcript is cut off at twice the tokens of "
+            f"the unhooked one and {SLACK} more: one that loops would go on to the end of the context."
         )
     pairs = {pair for pair in zip(measured.languages, measured.speakers, strict=True) if pair[1] is not None}
     if len(pairs) == len({language for language, _ in pairs}) > 1:
         notes.append("Each language has one speaker here: what sets languages apart may be what sets voices apart.")
     return notes
+
+
+def _on_baselines(measured: Measured) -> str:
+    if measured.fitted_on is not None:
+        return f"Baselines and the mean row are fitted on {measured.fitted_on.n_rows:,} rows of elsewhere."
+    even, odd = measured.moments
+    fewest = min(even.n_rows, odd.n_rows)
+    note = (
+        f"Baselines are fitted on one half of the clips ({fewest:,} rows or more) and measured on the other, and back; "
+        "the mean row is that of all."
+    )
+    if fewest < ROWS_PER_DIMENSION * even.d_in:
+        note += f" So few rows do not settle {even.d_in} directions: the baselines come out too weak."
+    return note

@@ -1,4 +1,4 @@
-"""The two passes of an evaluation over a corpus, a batch of clips at a time, so that memory does not grow with it.
+"""The two passes of an evaluation over a corpus or a store, a few clips at a time: memory does not grow with it.
 
 The first measures reconstruction and firing, and finds the mean row and the covariance; the second, with these, splices
 and measures the baselines. Both run the encoder: keeping its output would take 3 MB a clip.
@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.errors import ConfigError
 from hooked_whisper.mel import HOP_LENGTH, SAMPLE_RATE
 from hooked_whisper.saes.baselines import BaselineName, Basis, Moments, fit_baseline
-from hooked_whisper.saes.coding import Site, SparseCoder, hook_width, reconstruct
+from hooked_whisper.saes.coding import Site, SparseCoder, hook_width, reconstruct, row_shape
 from hooked_whisper.saes.corpus import Corpus
 from hooked_whisper.saes.corpus_item import CorpusItem
 from hooked_whisper.saes.error_rates import TranscriptErrors
@@ -37,6 +38,7 @@ from hooked_whisper.saes.spliced_evaluation import (
 
 if TYPE_CHECKING:
     from hooked_whisper.model import HookedWhisper
+    from hooked_whisper.saes.store import ActivationStore
 
 PADDINGS = ("keep", "replace")
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 else:
     Padding = str  # checked in `evaluate_sae`, with a message that says more than a type checker's
 SAE = "sae"
+SLACK = 16  # tokens that a spliced transcript may have over twice those of the unhooked one; one that loops has more
 UNKNOWN = "unknown"  # the group of clips whose language the corpus does not say
 
 
@@ -65,18 +68,21 @@ class Measured:
     Attributes:
         names, languages, speakers: of each window.
         own_texts: greedy tokens of the unhooked model.
-        reconstruction: of the SAE; `moments` of what it should give back.
-        bases, basis_reconstruction: the baselines, and how they do.
+        reconstruction: of the SAE.
+        moments: of what it should give back, in two halves: of the windows with even and with odd numbers.
+        fitted_on: rows of elsewhere that baselines and mean are fitted on; None for those evaluated.
+        bases, basis_reconstruction: the baselines, each for windows of even and of odd number, and how they do.
         on_transcript, on_reference, errors: what splicing does.
     """
 
     reconstruction: ReconstructionSums
-    moments: Moments
+    moments: tuple[Moments, Moments]
+    fitted_on: Moments | None = None
     names: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
     speakers: list[str | None] = field(default_factory=list)
     own_texts: list[list[int]] = field(default_factory=list)
-    bases: dict[BaselineName, Basis] = field(default_factory=dict)
+    bases: dict[BaselineName, tuple[Basis, Basis]] = field(default_factory=dict)
     basis_reconstruction: dict[BaselineName, ReconstructionSums] = field(default_factory=dict)
     on_transcript: LossSums = field(default_factory=LossSums)
     on_reference: LossSums = field(default_factory=LossSums)
@@ -89,23 +95,46 @@ class Measured:
         """One clip's rows at the hook that is read and at the one that is written."""
         group = language or UNKNOWN
         self.reconstruction.add(sae, read, None if site.read == site.write else written, group=group)
-        self.moments.add(written)
+        self.moments[len(self.names) % 2].add(written)
         self.names.append(name)
         self.languages.append(group)
         self.speakers.append(speaker)
 
-    def fit_baselines(self, names: Sequence[BaselineName], device: torch.device) -> None:
-        """Baselines that keep as many coefficients a row as the SAE has active latents, at most all."""
-        sums = self.reconstruction
-        k = round(sum(sums.active) / sum(sums.n_rows))
-        k = min(max(k, 1), self.moments.d_in)
-        self.bases = {name: fit_baseline(name, self.moments, k=k, device=device) for name in names}
-        self.basis_reconstruction = {name: ReconstructionSums(basis.cfg.d_sae) for name, basis in self.bases.items()}
+    @property
+    def mean(self) -> Float[Tensor, " d_out"]:
+        """The row that stands for an ablated one."""
+        return (self.fitted_on or self.moments[0] + self.moments[1]).mean
 
-    def add_baselines(self, written: Tensor) -> None:
-        """One clip's rows as the baselines see them."""
-        for name, basis in self.bases.items():
-            self.basis_reconstruction[name].add(basis, written.flatten(1))
+    def fit_baselines(self, names: Sequence[BaselineName], device: torch.device) -> None:
+        """Baselines that keep as many coefficients a row as the SAE has active latents, at most all.
+
+        Unless they are fitted on rows of elsewhere, each half of the windows gets those fitted on the other.
+
+        Raises:
+            ConfigError: one window alone, which leaves nothing to fit on.
+        """
+        if not names:
+            return
+        if self.fitted_on is None and len(self.names) < 2:
+            raise ConfigError(
+                "One window leaves nothing to fit baselines on, which takes other rows than those they are tested on: "
+                "pass fit_on=, or baselines=()."
+            )
+        sums = self.reconstruction
+        even, odd = self.moments
+        k = min(max(round(sum(sums.active) / sum(sums.n_rows)), 1), even.d_in)
+        for name in names:
+            first, second = (
+                fit_baseline(name, fit, k=k, device=device)
+                for fit in ((odd, even) if self.fitted_on is None else (self.fitted_on, self.fitted_on))
+            )
+            self.bases[name] = (first, second)
+            self.basis_reconstruction[name] = ReconstructionSums(first.cfg.d_sae)
+
+    def add_baselines(self, number: int, written: Tensor) -> None:
+        """The rows of one window as the baselines see them."""
+        for name, bases in self.bases.items():
+            self.basis_reconstruction[name].add(bases[number % 2], written.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -131,7 +160,7 @@ class Passes:
 
     def start(self) -> Measured:
         """Nothing measured yet."""
-        return Measured(ReconstructionSums(self.sae.cfg.d_sae), Moments(hook_width(self.model, self.site.write)))
+        return _nothing_measured(self.model, self.sae, self.site)
 
     @torch.no_grad()
     def measure_rows(self, measured: Measured) -> None:
@@ -151,11 +180,10 @@ class Passes:
     @torch.no_grad()
     def measure_splicing(self, measured: Measured) -> None:
         """The second pass."""
-        ways: dict[str, Replacement] = {
+        alike: dict[str, Replacement] = {
             SAE: lambda read, _: reconstruct(self.sae, read),
             ZERO: zero_ablation,
-            MEAN: mean_ablation(measured.moments.mean),
-            **{name: _of_basis(basis) for name, basis in measured.bases.items()},
+            MEAN: mean_ablation(measured.mean),
         }
         at = 0
         for windows in self._batches():
@@ -164,13 +192,15 @@ class Passes:
             at += len(windows)
             own = measured.own_texts[numbers.start : numbers.stop]
             fed = teacher_forced(self.model, batch, own) if own else None
-            for _, written in rows_at(self.model, self.site, batch, fed):
-                measured.add_baselines(written)
+            for number, (_, written) in zip(numbers, rows_at(self.model, self.site, batch, fed), strict=True):
+                measured.add_baselines(number, written)
             if not self.splice:
                 continue
             assert fed is not None
             whole = self.padding == "replace"
-            spliced = {name: Spliced(self.model, self.site, way, batch, whole) for name, way in ways.items()}
+            ways = {name: [way] * len(windows) for name, way in alike.items()}
+            ways |= {name: [_of_basis(of[i % 2]) for i in numbers] for name, of in measured.bases.items()}
+            spliced = {name: Spliced(self.model, self.site, each, batch, whole) for name, each in ways.items()}
             measured.on_transcript.add(self.model, batch, fed, spliced, numbers)
             known = [window.text is not None for window in windows]
             tokenizer = self.model._need_tokenizer()
@@ -179,7 +209,7 @@ class Passes:
                 texts = teacher_forced(self.model, batch, said)
                 measured.on_reference.add(self.model, batch, texts, spliced, numbers, known)
             if self.transcribe:
-                written_now = spliced[SAE].transcripts()
+                written_now = spliced[SAE].transcripts([2 * len(text) + SLACK for text in own])
                 for window, before, after, code in zip(windows, own, written_now, batch.languages, strict=True):
                     measured.errors.add(
                         str(tokenizer.to_string(before, skip_special_tokens=True)).strip(),
@@ -220,3 +250,65 @@ def _of_basis(basis: Basis) -> Replacement:
         return reconstruct(basis, written.flatten(1)).reshape(written.shape)
 
     return replace
+
+
+@dataclass(frozen=True)
+class StorePasses:
+    """The same over a store, which has rows and no sound: nothing can be spliced.
+
+    Attributes:
+        step: called once for every clip that was read.
+    """
+
+    model: HookedWhisper
+    sae: SparseCoder
+    site: Site
+    store: ActivationStore
+    clips: Sequence[StoredClip]
+    step: Callable[[], object]
+
+    def start(self) -> Measured:
+        """Nothing measured yet."""
+        return _nothing_measured(self.model, self.sae, self.site)
+
+    def measure_rows(self, measured: Measured) -> None:
+        """The first pass."""
+        for clip in self.clips:
+            read, written = (self._rows(hook, clip) for hook in (self.site.read, self.site.write))
+            measured.add_rows(
+                self.sae, self.site, read, written, name=clip.name, language=clip.language, speaker=clip.speaker
+            )
+            self.step()
+
+    def measure_splicing(self, measured: Measured) -> None:
+        """The second pass, for the baselines alone."""
+        for number, clip in enumerate(self.clips):
+            measured.add_baselines(number, self._rows(self.site.write, clip))
+            self.step()
+
+    def _rows(self, hook: str, clip: StoredClip) -> Tensor:
+        rows = self.store.rows(hook, clip.first_row, clip.first_row + clip.n_rows)
+        return rows.float().unflatten(-1, row_shape(self.model, hook))
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """Where a clip's rows lie in a store, and what is known of it."""
+
+    name: str
+    language: str | None
+    speaker: str | None
+    first_row: int
+    n_rows: int
+
+
+def stored_clips(store: ActivationStore) -> list[StoredClip]:
+    """The clips of a store, in its order."""
+    table = store.clips
+    known = [table[name].to_pylist() for name in ("clip", "language", "speaker", "first_row", "n_rows")]
+    return [StoredClip(*values) for values in zip(*known, strict=True)]
+
+
+def _nothing_measured(model: HookedWhisper, sae: SparseCoder, site: Site) -> Measured:
+    width = hook_width(model, site.write)
+    return Measured(ReconstructionSums(sae.cfg.d_sae), (Moments.none(width), Moments.none(width)))

@@ -206,7 +206,7 @@ class SaeReport:
             )
         try:
             return _build(cls, data)
-        except (KeyError, TypeError) as error:
+        except TypeError as error:
             raise SaeError(f"An evaluation report that lacks or garbles a field: {error}. Evaluate again.") from error
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -275,13 +275,23 @@ def _build(kind: Any, data: Any) -> Any:
             return None
         return _build(next(one for one in inner if one is not type(None)), data)
     if origin is dict:
+        if not isinstance(data, dict):
+            raise TypeError(f"{data!r} where a dict was expected")
         return {key: _build(inner[1], value) for key, value in data.items()}
     if origin is list:
+        if not isinstance(data, list):
+            raise TypeError(f"{data!r} where a list was expected")
         return [_build(inner[0], value) for value in data]
     if is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise TypeError(f"{data!r} where {kind.__name__} was expected")  # type: ignore[union-attr]
         hints = typing.get_type_hints(kind)
         unknown = set(data) - {part.name for part in fields(kind)}
         if unknown:
             raise TypeError(f"unknown field {sorted(unknown)[0]!r} of {kind.__name__}")  # type: ignore[union-attr]
         return kind(**{name: _build(hints[name], value) for name, value in data.items()})  # type: ignore[operator]
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if kind is not Any and not isinstance(data, kind):
+        raise TypeError(f"{data!r} where {kind.__name__} was expected")
     return data

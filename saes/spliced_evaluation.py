@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from hooked_whisper.axes import axes
-from hooked_whisper.generation import greedy_tokens
 from hooked_whisper.inputs import DecoderInput, language_codes, text_loss, with_prompts
 from hooked_whisper.mel import frame_mask
 from hooked_whisper.saes.coding import Site
@@ -104,13 +104,35 @@ def listen(
 
 
 def transcripts(
-    model: HookedWhisper, encoder_out: Float[Tensor, "batch frame d_model"], languages: Sequence[str | None]
+    model: HookedWhisper,
+    encoder_out: Float[Tensor, "batch frame d_model"],
+    languages: Sequence[str | None],
+    limits: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Greedy tokens of each window, whatever hooks there are active."""
-    codes = [code for code in languages if code is not None]
-    return greedy_tokens(
-        model.generation_adapter(), encoder_out, languages=codes or None, task="transcribe", timestamps=False
+    """Greedy tokens of each window, without prompt and end token, whatever hooks there are active.
+
+    `limits` cuts each transcript after so many tokens; nothing is generated past the largest of them.
+    """
+    tokenizer = model._need_tokenizer()
+    prompts = [tokenizer.prompt(code, "transcribe", False) for code in languages]
+    options: dict[str, Any] = {}
+    if tokenizer.is_multilingual:
+        options |= {"language": list(languages), "task": "transcribe"}
+    if limits is not None:
+        options["max_new_tokens"] = max(1, min(max(limits), model.cfg.n_ctx - len(prompts[0])))
+    out = model.generation_adapter().generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoder_out),  # type: ignore[arg-type]
+        return_timestamps=False,
+        force_unique_generate_call=True,  # one window, one transcript: no seeking on after it
+        num_beams=1,
+        do_sample=False,
+        **options,
     )
+    rows = []
+    for row, prompt in zip(out.tolist(), prompts, strict=True):
+        text = row[len(prompt) :] if row[: len(prompt)] == prompt else row
+        rows.append(text[: text.index(tokenizer.eot)] if tokenizer.eot in text else text)
+    return rows if limits is None else [row[:limit] for row, limit in zip(rows, limits, strict=True)]
 
 
 def teacher_forced(model: HookedWhisper, batch: Batch, texts: list[list[int]]) -> DecoderInput:
@@ -141,16 +163,16 @@ def rows_at(model: HookedWhisper, site: Site, batch: Batch, fed: DecoderInput | 
 
 @contextmanager
 def replaced(
-    model: HookedWhisper, site: Site, replacement: Replacement, mask: Bool[Tensor, "batch position"] | None
+    model: HookedWhisper, site: Site, each: Sequence[Replacement], mask: Bool[Tensor, "batch position"] | None
 ) -> Iterator[None]:
-    """While it lasts, `replacement` stands at the hook for every position where `mask` is True, or for all."""
+    """While it lasts, each clip's replacement stands at the hook wherever `mask` is True, or everywhere."""
     seen: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
         seen[site.read] = activation
 
     def replace(activation: Tensor, hook: Any) -> Tensor:
-        return replace_rows(replacement, seen.get(site.read, activation), activation, mask)
+        return replace_rows(each, seen.get(site.read, activation), activation, mask)
 
     hooks: list[tuple[str, HookFunction]] = [(site.write, replace)]
     if site.read != site.write:
@@ -160,11 +182,11 @@ def replaced(
 
 
 def replace_rows(
-    replacement: Replacement, read: Tensor, written: Tensor, mask: Bool[Tensor, "batch position"] | None
+    each: Sequence[Replacement], read: Tensor, written: Tensor, mask: Bool[Tensor, "batch position"] | None
 ) -> Tensor:
     """`written` with the rows of each clip replaced where `mask` is True (everywhere when None)."""
     out = written.clone()
-    for i in range(len(out)):
+    for i, replacement in enumerate(each):
         here = slice(None) if mask is None else mask[i]
         out[i, here] = replacement(read[i, here], written[i, here]).to(out.dtype)
     return out
@@ -172,11 +194,11 @@ def replace_rows(
 
 @dataclass
 class Spliced:
-    """One way to splice, ready to run on one batch."""
+    """One way to splice, ready to run on one batch; `each` has a replacement for every clip."""
 
     model: HookedWhisper
     site: Site
-    replacement: Replacement
+    each: Sequence[Replacement]
     batch: Batch
     padding: bool  # whether padding frames are replaced, too
 
@@ -186,9 +208,9 @@ class Spliced:
         if not self.site.in_decoder:
             mask = None if self.padding else self.batch.positions(self.site.write, None)
             if self.site.read == self.site.write == ENCODER_OUT:
-                self.encoder_out = replace_rows(self.replacement, self.encoder_out, self.encoder_out, mask)
+                self.encoder_out = replace_rows(self.each, self.encoder_out, self.encoder_out, mask)
             else:
-                with replaced(self.model, self.site, self.replacement, mask):
+                with replaced(self.model, self.site, self.each, mask):
                     self.encoder_out = self.model.encode_mel(self.batch.mel)
 
     @contextmanager
@@ -199,7 +221,7 @@ class Spliced:
         over_tokens = axes(self.site.write)[1] == "pos"
         keep_all = token_mask is None if over_tokens else self.padding
         mask = None if keep_all else self.batch.positions(self.site.write, token_mask)
-        with replaced(self.model, self.site, self.replacement, mask):
+        with replaced(self.model, self.site, self.each, mask):
             yield
 
     def logits(self, fed: DecoderInput) -> Float[Tensor, "batch pos vocab"]:
@@ -207,10 +229,10 @@ class Spliced:
         with self._decoding(fed.token_mask):
             return self.model.decode(fed.tokens, self.encoder_out)
 
-    def transcripts(self) -> list[list[int]]:
-        """Greedy tokens of each clip."""
+    def transcripts(self, limits: Sequence[int] | None = None) -> list[list[int]]:
+        """Greedy tokens of each clip, at most as many as `limits` says."""
         with self._decoding(None):
-            return transcripts(self.model, self.encoder_out, self.batch.languages)
+            return transcripts(self.model, self.encoder_out, self.batch.languages, limits)
 
 
 # Sums over the tokens of each clip

@@ -18,7 +18,7 @@ def correlated(n: int = 400, d: int = 12) -> torch.Tensor:
 
 
 def moments(rows: torch.Tensor, parts: int = 3) -> Moments:
-    found = Moments(rows[0].numel())
+    found = Moments.none(rows[0].numel())
     for part in rows.chunk(parts):
         found.add(part)
     return found
@@ -86,4 +86,4 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(SaeError, match="Unknown baseline 'ica': expected one of neurons, pca"):
         fit_baseline("ica", found, k=1)  # type: ignore[arg-type]
     with pytest.raises(SaeError, match="No rows to take a mean of"):
-        _ = Moments(3).mean
+        _ = Moments.none(3).mean

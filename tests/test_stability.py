@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import permutations
 
 import pytest
 import torch
@@ -69,9 +70,8 @@ def test_one_to_one_gives_each_latent_away_once() -> None:
 def test_the_assignment_beats_every_other_in_sum() -> None:
     a, b = random_sae("topk", d_sae=5, k=2), random_sae("topk", d_sae=5, k=2, seed=3)
     found = match_saes(a, b)
-    cosines = torch.nn.functional.normalize(a.W_dec, dim=-1) @ torch.nn.functional.normalize(b.W_dec, dim=-1).T
-    from itertools import permutations
-
+    directions = [torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) for sae in (a, b)]
+    cosines = directions[0] @ directions[1].T
     best = max(float(cosines[range(5), list(order)].sum()) for order in permutations(range(5)))
     assert float(found.one_to_one.cosine.sum()) == pytest.approx(best, abs=1e-5)
     torch.testing.assert_close(found.nearest.cosine.double(), cosines.max(1).values, atol=1e-5, rtol=0)
