@@ -18,7 +18,7 @@ from transformer_lens.hook_points import HookPoint
 
 from hooked_whisper.config import HookedWhisperConfig, StackConfig
 from hooked_whisper.kv_cache import KeyValueCache
-from hooked_whisper.step_kernels import attend_step, takes_step
+from hooked_whisper.step_kernels import attend_step, linear_few_rows, takes_step
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
 
@@ -145,11 +145,11 @@ class Attention(nn.Module):
         come from there, and new ones are put there under `layer`.
         """
         if source is None and past is None:
-            q, k, v = (self._heads(part) for part in _thirds(F.linear(x, self.qkv.weight, self.qkv.bias)))
+            q, k, v = (self._heads(part) for part in _thirds(linear_few_rows(x, self.qkv.weight, self.qkv.bias)))
             return self.attend(see(self.hook_q, q), see(self.hook_k, k), see(self.hook_v, v), mask=mask)
         if self.kind != "cross":
             assert past is not None
-            q, k, v = (self._heads(part) for part in _thirds(F.linear(x, self.qkv.weight, self.qkv.bias)))
+            q, k, v = (self._heads(part) for part in _thirds(linear_few_rows(x, self.qkv.weight, self.qkv.bias)))
             k, v = past.extend(layer, see(self.hook_k, k), see(self.hook_v, v))
             return self.attend(see(self.hook_q, q), k, v, mask=mask)
         q = self._heads(self._project(x, "q"))
@@ -170,7 +170,7 @@ class Attention(nn.Module):
                 raise RuntimeError("cross-attention needs the encoder's output at the first step")
             d = self.d_model
             if past is not None:
-                k, v = past.keep_frames(layer, self._keys_innermost(source), self._heads(self._project(source, "v")))
+                k, v = past.keep_frames(layer, self._frames_innermost(source, "k"), self._frames_innermost(source, "v"))
             else:
                 kv = F.linear(source, self.qkv.weight[d:], self.qkv.bias[d:])
                 k, v = self._heads(kv[..., :d]), self._heads(kv[..., d:])
@@ -216,21 +216,27 @@ class Attention(nn.Module):
         if self.cfg.use_attn_result:
             result = see(self.hook_result, torch.einsum("bphd,hdm->bphm", z, self.W_O))
             return result.sum(2) + self.out.bias
-        return F.linear(z.reshape(*z.shape[:2], self.d_model), self.out.weight, self.out.bias)
+        return linear_few_rows(z.reshape(*z.shape[:2], self.d_model), self.out.weight, self.out.bias)
 
     def _heads(self, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         return x.view(*x.shape[:2], self.n_heads, self.d_head)
 
     def _project(self, x: Tensor, which: Literal["q", "k", "v"]) -> Tensor:
-        part = slice("qkv".index(which) * self.d_model, ("qkv".index(which) + 1) * self.d_model)
-        return F.linear(x, self.qkv.weight[part], self.qkv.bias[part])
+        part = self._part(which)
+        return linear_few_rows(x, self.qkv.weight[part], self.qkv.bias[part])
 
-    def _keys_innermost(self, source: Float[Tensor, "batch key d_model"]) -> Float[Tensor, "batch key head d_head"]:
-        """Keys laid out as each step of generation reads them: by head, by channel, frames innermost."""
-        d = self.d_model
-        weight, bias = self.qkv.weight[d : 2 * d], self.qkv.bias[d : 2 * d]
-        k = torch.matmul(weight, source.transpose(1, 2)) + bias[:, None]
-        return k.view(len(k), self.n_heads, self.d_head, -1).permute(0, 3, 1, 2)
+    def _part(self, which: Literal["q", "k", "v"]) -> slice:
+        """The rows of the fused matrix that make queries, keys or values."""
+        first = "qkv".index(which) * self.d_model
+        return slice(first, first + self.d_model)
+
+    def _frames_innermost(
+        self, source: Float[Tensor, "batch frame d_model"], which: Literal["k", "v"]
+    ) -> Float[Tensor, "batch frame head d_head"]:
+        """Keys or values laid out as each step of generation reads them: by head, by channel, frames innermost."""
+        part = self._part(which)
+        x = torch.matmul(self.qkv.weight[part], source.transpose(1, 2)) + self.qkv.bias[part, None]
+        return x.view(len(x), self.n_heads, self.d_head, -1).permute(0, 3, 1, 2)
 
     def project_by_head(
         self, x: Float[Tensor, "batch pos head d_model"], which: Literal["q", "k", "v"]
@@ -310,8 +316,8 @@ class MLP(nn.Module):
         self.fc_out = nn.Linear(stack.d_mlp, stack.d_model)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = see(self.hook_pre, self.fc_in(x))
-        return self.fc_out(see(self.hook_post, F.gelu(pre)))
+        pre = see(self.hook_pre, linear_few_rows(x, self.fc_in.weight, self.fc_in.bias))
+        return linear_few_rows(see(self.hook_post, F.gelu(pre)), self.fc_out.weight, self.fc_out.bias)
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:

@@ -74,7 +74,7 @@ class KeyValueCache:
     ) -> tuple[Float[Tensor, "batch frame head d_head"], Float[Tensor, "batch frame head d_head"]] | None:
         """Cross-attention's keys and values of `layer` as projected, or None before the first step."""
         kept = self._frames.get(layer)
-        return None if kept is None else (kept[0].permute(0, 3, 1, 2), kept[1].transpose(1, 2))
+        return None if kept is None else (kept[0].permute(0, 3, 1, 2), kept[1].permute(0, 3, 1, 2))
 
     def keep_frames(
         self,
@@ -84,10 +84,9 @@ class KeyValueCache:
     ) -> tuple[Float[Tensor, "batch frame head d_head"], Float[Tensor, "batch frame head d_head"]]:
         """Stores cross-attention's keys and values of `layer`; returns them over the stored memory.
 
-        Keys lie with frames innermost and values with channels innermost: a step then reads both
-        in order, once.
+        Both lie with frames innermost, the order in which a step reads them quickest.
         """
-        self._frames[layer] = (k.permute(0, 2, 3, 1).contiguous(), v.transpose(1, 2).contiguous())
+        self._frames[layer] = (k.permute(0, 2, 3, 1).contiguous(), v.permute(0, 2, 3, 1).contiguous())
         kept = self.frames(layer)
         assert kept is not None
         return kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from hooked_whisper.audio import SAMPLE_RATE, AudioInput, frame_mask, load_batch
 from hooked_whisper.components import ActivationPoint, see
 from hooked_whisper.config import HookedWhisperConfig, resolve_device, resolve_dtype
-from hooked_whisper.errors import AudioError, ConfigError, GenerationError, TextError
+from hooked_whisper.errors import AudioError, ConfigError, TextError
+from hooked_whisper.generative import GenerativeModel
 from hooked_whisper.hooks import HookList, NamesFilter
 from hooked_whisper.inputs import (
     DecoderInput,
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
     from hooked_whisper.cache import WhisperCache
     from hooked_whisper.checkpoints import Checkpoint
     from hooked_whisper.generation import GenerationAdapter
-    from hooked_whisper.transcription import Transcript
 
 ReturnType = Literal["logits", "loss", "both"]
 
 
-class HookedWhisper(SaeSplicing, ModelWeights, WeightProcessing):
+class HookedWhisper(SaeSplicing, GenerativeModel, ModelWeights, WeightProcessing):
     """A Whisper whose every activation can be read, cached and edited by name.
 
     Build one with `HookedWhisper.from_pretrained("openai/whisper-base")`. `model.hook_names()` lists
@@ -333,86 +332,6 @@ class HookedWhisper(SaeSplicing, ModelWeights, WeightProcessing):
             spans = zip(fed.tokens.tolist(), fed.prompt_lengths, lengths, strict=True)
             run.texts = [str(tokenizer.to_string(row[start:end])) for row, start, end in spans]
         return fed
-
-    def _complete_languages(self, frames: Tensor, codes: list[str | None]) -> list[str | None]:
-        assert self.tokenizer is not None
-        if not self.tokenizer.is_multilingual or None not in codes:
-            return codes
-        with self._as_generation():
-            found, _ = self._detect(frames)
-        return [given or detected for given, detected in zip(codes, found, strict=True)]
-
-    def _own_transcript(self, frames: Tensor, codes: list[str | None], task: str, timestamps: bool) -> list[list[int]]:
-        from hooked_whisper.generation import greedy_tokens
-
-        languages = [code for code in codes if code is not None]
-        with self._as_generation():
-            return greedy_tokens(
-                self.generation_adapter(),
-                frames.detach(),
-                languages=languages or None,
-                task=task,
-                timestamps=timestamps,
-            )
-
-    @contextmanager
-    def _as_generation(self):
-        """While it lasts, caching and stop_at hold still: the pass that counts comes after."""
-        before, self._generating = self._generating, True
-        try:
-            yield
-        finally:
-            self._generating = before
-
-    # Language
-
-    def detect_language(self, audio: AudioInput, *, sampling_rate: int = SAMPLE_RATE) -> list[dict[str, float]]:
-        """For each clip, the probability of every language, likeliest first.
-
-        Raises:
-            TextError: a model without a tokenizer. GenerationError: an English-only model.
-        """
-        frames = self.encode(audio, sampling_rate=sampling_rate)
-        if not self._need_tokenizer().is_multilingual:
-            raise GenerationError(f"{self.cfg.model_name} knows English only: there is no language to detect.")
-        _, probabilities = self._detect(frames)
-        return probabilities
-
-    @torch.no_grad()
-    def _detect(self, frames: Tensor) -> tuple[list[str], list[dict[str, float]]]:
-        tokenizer = self._need_tokenizer()
-        start = torch.full((frames.shape[0], 1), tokenizer.sot, device=self.device)
-        logits = self.decode(start, frames)[:, -1]
-        ids = torch.tensor(list(tokenizer.languages.values()), device=self.device)
-        rows = logits[:, ids].float().softmax(-1).tolist()
-        ranked = [dict(sorted(zip(tokenizer.languages, row, strict=True), key=lambda pair: -pair[1])) for row in rows]
-        return [next(iter(row)) for row in ranked], ranked
-
-    # Generation
-
-    def transcribe(self, audio: AudioInput, **options: Any) -> Transcript | list[Transcript]:
-        """Text, segments and words of audio of any length; options as in `hooked_whisper.transcription.transcribe`."""
-        from hooked_whisper.transcription import transcribe
-
-        return transcribe(self, audio, **options)
-
-    def generation_adapter(self) -> GenerationAdapter:
-        """This model as transformers' `generate` sees it.
-
-        Raises:
-            GenerationError: a model built without a generation configuration.
-        """
-        from hooked_whisper.generation import GenerationAdapter
-
-        if self.generation_config is None:
-            raise GenerationError(
-                "This model has no generation configuration, so it cannot generate: load a checkpoint that has one, "
-                "or pass generation_config= when you build it, or pass the text yourself."
-            )
-        if self._adapter is None:
-            object.__setattr__(self, "_adapter", GenerationAdapter(self, self.generation_config))
-        assert self._adapter is not None
-        return self._adapter
 
     # Cache
 
