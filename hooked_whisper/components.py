@@ -235,7 +235,9 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch frame head d_head"]:
         """Keys or values laid out as each step of generation reads them: by head, by channel, frames innermost."""
         part = self._part(which)
-        x = torch.matmul(self.qkv.weight[part], source.transpose(1, 2)) + self.qkv.bias[part, None]
+        weight = self.qkv.weight[part].expand(len(source), -1, -1)
+        # Not `matmul`, which would turn the product around and lay channels innermost.
+        x = torch.baddbmm(self.qkv.bias[part, None], weight, source.transpose(1, 2))
         return x.view(len(x), self.n_heads, self.d_head, -1).permute(0, 3, 1, 2)
 
     def project_by_head(

@@ -8,18 +8,23 @@ same up to rounding.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# A product of a matrix and few rows is bound by reading the matrix. Measured on several threads: for one row, MKL's
-# matrix-vector path reads with a single one (off Intel), and blocks of the matrix, as a batch, with all; up to some
-# 32 rows its blocked product repacks the whole matrix, and oneDNN's kernel is the better one.
-_FEW_ROWS = 32
-_MOST_BLOCKS = 8
-# Elements from which it pays: one row, few rows, and few rows on a single thread.
-_ONE_ROW_FROM, _FEW_ROWS_FROM, _ONE_THREAD_FROM = 2**18, 2**19, 2**22
+# A product of a matrix and few rows is bound by reading the matrix. Measured on several threads: for a row, MKL's
+# matrix-vector path reads with a single one (off Intel), and for a few its blocked product repacks the whole matrix.
+# Blocks of the matrix, taken as a batch, are read by all threads and as they lie; from some rows on, oneDNN's kernel is
+# the better one.
+_ROWS_IN_BLOCKS, _FEW_ROWS = 8, 32
+_BLOCK = 2**19  # elements: 2 MB, what a core's cache holds
+_FEWEST_BLOCKS, _MOST_BLOCKS = 8, 256
+# Elements of the matrix from which each way pays; the last is for a single thread.
+_BLOCKS_FROM, _ONEDNN_FROM, _ONE_THREAD_FROM = 2**18, 2**19, 2**22
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
@@ -29,27 +34,30 @@ def linear_few_rows(
     """`F.linear`, quicker where a large matrix meets few rows: one step of generation, of a batch or of beams."""
     if torch.compiler.is_compiling() or not _is_bound_by_reading(x, weight):
         return F.linear(x, weight, bias)
-    size, several = weight.numel(), torch.get_num_threads() > 1
-    blocks = _blocks(weight.shape[0]) if several and x.numel() == x.shape[-1] and weight.is_contiguous() else 1
-    if blocks > 1:
-        column = x.reshape(1, -1).t()  # these very strides: for others, torch takes a kernel of one thread
-        out = torch.bmm(weight.view(blocks, -1, weight.shape[1]), column.expand(blocks, -1, -1))
-        out = out.view(*x.shape[:-1], -1)
+    d_out, d_in = weight.shape
+    several = torch.get_num_threads() > 1
+    rows = x.reshape(-1, d_in)
+    if several and len(rows) <= _ROWS_IN_BLOCKS and weight.is_contiguous() and (blocks := n_blocks(d_out, d_in)) > 1:
+        # `.t()` and no copy of it: for other strides torch takes a slower kernel.
+        out = torch.bmm(weight.view(blocks, -1, d_in), rows.t().expand(blocks, -1, -1))
+        out = out.permute(2, 0, 1).reshape(*x.shape[:-1], d_out)
         return out if bias is None else out + bias
-    if size >= (_FEW_ROWS_FROM if several else _ONE_THREAD_FROM) and _HAS_ONEDNN:
-        rows = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
-        return rows.view(*x.shape[:-1], -1)
+    if _HAS_ONEDNN and weight.numel() >= (_ONEDNN_FROM if several else _ONE_THREAD_FROM):
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "").view(*x.shape[:-1], d_out)
     return F.linear(x, weight, bias)
 
 
-def _blocks(d_out: int) -> int:
-    """Into how many equal blocks of rows a matrix can be cut."""
-    return next(n for n in range(_MOST_BLOCKS, 0, -1) if d_out % n == 0)
+@lru_cache
+def n_blocks(d_out: int, d_in: int) -> int:
+    """Into how many equal blocks of rows to cut a matrix: the divisor of `d_out` that comes nearest to what fits."""
+    fits = max(_FEWEST_BLOCKS, d_out * d_in / _BLOCK)
+    divisors = [n for n in range(1, _MOST_BLOCKS + 1) if d_out % n == 0]
+    return min(divisors, key=lambda n: abs(math.log(n / fits)))
 
 
 def _is_bound_by_reading(x: Tensor, weight: Tensor) -> bool:
     return (
-        weight.numel() >= _ONE_ROW_FROM
+        weight.numel() >= _BLOCKS_FROM
         and x.device.type == "cpu"
         and 0 < x.numel() <= _FEW_ROWS * x.shape[-1]
         and x.dtype == weight.dtype == torch.float32

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooked_whisper.step_kernels import attend_step, linear_few_rows, takes_step
+from hooked_whisper.step_kernels import attend_step, linear_few_rows, n_blocks, takes_step
 
 
 @pytest.fixture(params=[1, 2])
@@ -32,8 +32,8 @@ def test_few_rows_are_linear(batch: int, n_pos: int, with_bias: bool, dtype: tor
 
 
 # Sizes on both sides of every threshold; 8191 is prime, 10373 x 5 the vocabulary's divisors in small.
-@pytest.mark.parametrize("d_out", [512, 1024, 2048, 8191, 10370, 16384])
-@pytest.mark.parametrize("n_rows", [1, 2, 32, 33])
+@pytest.mark.parametrize("d_out", [512, 2048, 8191, 10370])
+@pytest.mark.parametrize("n_rows", [1, 8, 9, 33])
 @pytest.mark.parametrize("with_bias", [True, False])
 @torch.no_grad()
 def test_large_matrices_are_linear_whatever_kernel_serves_them(
@@ -47,6 +47,12 @@ def test_large_matrices_are_linear_whatever_kernel_serves_them(
     torch.testing.assert_close(out.double(), wanted, atol=1e-5, rtol=1e-5)
     part = weight[: d_out // 2]  # a view, as queries are of the fused matrix
     torch.testing.assert_close(linear_few_rows(x, part, None), F.linear(x, part), atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 60_000), st.sampled_from([384, 512, 1280]))
+def test_blocks_are_equal(d_out: int, d_in: int) -> None:
+    assert d_out % n_blocks(d_out, d_in) == 0
+    assert n_blocks(2048, 512) == 8 and n_blocks(51865, 512) == 55
 
 
 def test_few_rows_read_the_weights_as_they_are_now() -> None:
