@@ -1,19 +1,14 @@
 """The hub: what is downloaded of a repository, what the cache gives, and how soon one hears that it is out of reach.
 
-A small server on this machine plays the hub.
+A small server on this machine plays the hub (`loopback_hub`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from checkpoint_files import (
@@ -24,87 +19,18 @@ from checkpoint_files import (
     write_bin,
     write_ctranslate2,
 )
+from loopback_hub import Hub, running_hub
 
 from hooked_whisper import hub
 from hooked_whisper.checkpoints import load_checkpoint
 from hooked_whisper.errors import CheckpointError
 
-COMMIT = "a" * 40
-
-
-class Hub:
-    """Serves the folder of each repository in `folders`; `asked` lists the files that were asked for."""
-
-    def __init__(self) -> None:
-        self.folders: dict[str, Path] = {}
-        self.gated: set[str] = set()
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-            def do_HEAD(self) -> None:
-                self.reply(*outer.answer(urlsplit(self.path).path))
-
-            do_GET = do_HEAD
-
-            def reply(self, code: int, body: bytes, headers: dict[str, str]) -> None:
-                self.send_response(code)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers, as the hub's interface has them."""
-        path = path.removeprefix("/api/models") if path.startswith("/api/models/") else path
-        repository = "/".join(path.split("/")[1:3])
-        rest = path.removeprefix(f"/{repository}")
-        folder = self.folders.get(repository)
-        if folder is None:
-            return 404, b"{}", {"X-Error-Code": "RepoNotFound"}
-        files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-        revision = rest.split("/")[2] if rest else "main"
-        if revision not in ("main", COMMIT):
-            return 404, b"{}", {"X-Error-Code": "RevisionNotFound"}
-        if not rest.startswith("/resolve/"):
-            siblings = [{"rfilename": name} for name in files]
-            described = {"id": repository, "sha": COMMIT, "siblings": siblings}
-            return 200, json.dumps(described).encode(), {"Content-Type": "application/json"}
-        name = "/".join(rest.split("/")[3:])
-        self.asked.append(name)
-        if repository in self.gated:
-            return 403, b"", {"X-Error-Code": "GatedRepo"}
-        if name not in files:
-            return 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-        content = (folder / name).read_bytes()
-        return 200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
 
 @pytest.fixture
 def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that can be reached, and an empty cache."""
-    fake = Hub()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", fake.url)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", fake.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield fake
-    fake.close()
+    with running_hub(tmp_path / "cache", monkeypatch) as hub:
+        yield hub
 
 
 WRITERS = {
