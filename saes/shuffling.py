@@ -10,7 +10,7 @@ import numpy as np
 BLOCK = 128  # rows that lie together on disk: 2.6 s of frames
 BLOCKS_AT_A_TIME = 256  # mixed with each other: 32,768 rows
 SHARDS_AT_A_TIME = 16
-CHUNK = 128  # rows that come out of one shard before another has its turn
+CHUNK = 256  # rows that come out of one shard before another has its turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +101,9 @@ class Shuffle:
 
     Rows that are used together should come from many places, and yet be read quickly. So: shards are taken in random
     order, 16 at a time; the blocks of 128 consecutive rows in these in random order, 256 at a time (32,768 rows); of
-    these, the rows of each shard in random order, 128 at a time, shards taking turns at random. Every row comes once a
-    pass, and each pass has another order. A batch of 4,096 rows holds about 16 of every block that is being mixed, from
-    all shards that are. To go on at some row, nothing before it is read.
+    these, the rows of each shard in random order, 256 at a time, the shards taking turns so that each is spread evenly.
+    Every row comes once a pass, and each pass has another order. A batch of 4,096 rows holds about 16 of every block
+    that is being mixed, from all shards that are. To go on at some row, nothing before it is read.
 
     Args:
         spans: the rows.
@@ -159,11 +159,17 @@ class Shuffle:
                 yield group[first : first + BLOCKS_AT_A_TIME]
 
     def _mix(self, blocks: np.ndarray, random: np.random.Generator) -> list[tuple[int, np.ndarray]]:
-        chunks = []
-        for shard in np.unique(self._shard[blocks]).tolist():
-            own = blocks[self._shard[blocks] == shard]
-            offset = self._shard_starts[shard]
-            ranges = zip(self._starts[own] - offset, self._stops[own] - offset, strict=True)
-            rows = random.permutation(np.concatenate([np.arange(first, last) for first, last in ranges]))
-            chunks += [(shard, rows[at : at + CHUNK]) for at in range(0, len(rows), CHUNK)]
-        return [chunks[index] for index in random.permutation(len(chunks))]
+        blocks = blocks[np.argsort(self._shard[blocks], kind="stable")]
+        shards, firsts = np.unique(self._shard[blocks], return_index=True)
+        starts = self._starts[blocks] - self._shard_starts[self._shard[blocks]]
+        sizes = self._stops[blocks] - self._starts[blocks]
+        ends = np.cumsum(sizes)
+        rows = np.arange(ends[-1]) + np.repeat(starts - (ends - sizes), sizes)
+        chunks: list[tuple[int, np.ndarray]] = []
+        turns = []
+        for shard, own in zip(shards.tolist(), np.split(rows, (ends - sizes)[firsts[1:]]), strict=True):
+            random.shuffle(own)
+            new = [(shard, own[at : at + CHUNK]) for at in range(0, len(own), CHUNK)]
+            turns.append((np.arange(len(new)) + random.random(len(new))) / len(new))
+            chunks += new
+        return [chunks[index] for index in np.argsort(np.concatenate(turns)).tolist()]
