@@ -7,12 +7,11 @@ bytes every time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from hooked_whisper.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
+from hooked_whisper.audio import SAMPLES_PER_FRAME
 
 # Run-time checking of options is ours, because its message says more than a type checker's.
 if TYPE_CHECKING:
@@ -127,13 +126,3 @@ def into_blocks(seconds: Sequence[float], rows: Sequence[float], shard_rows: int
             first, length, size = index, 0.0, 0.0
         length, size = length + more_seconds, size + more_rows
     return [*blocks, (first, len(seconds))]
-
-
-def frames_in(seconds: float, rate: float) -> int:
-    """Rows that this much audio gives, at `rate` rows a second."""
-    return math.ceil(seconds * rate - 1e-6)
-
-
-def samples_per_row(rate: float) -> int:
-    """Samples of audio for each row, at `rate` rows a second."""
-    return round(SAMPLE_RATE / rate)
