@@ -74,6 +74,7 @@ class BasisConfig:
     d_sae: int
     k: int
     kind: str
+    reshape_activations: str = "none"
 
     def architecture(self) -> str:
         """What it is called where SAEs tell their architecture."""

@@ -141,24 +141,27 @@ def hook_width(model: HookedWhisper, hook: str) -> int:
 
 
 def code(sae: SparseCoder, rows: Float[Tensor, "row *width"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Batches of (which rows, activations [row d_sae], reconstructions [row *width]) of one clip's rows, in order.
+    """Batches of (which rows, activations [row d_sae], reconstructions [row d_out]) of one clip's rows, in order.
 
-    The SAE sees rows in its own dtype and on its own device; an error term that it may have switched on is left out.
-    Batches keep dense activations below 64 MB, but a temporal SAE, which looks back in time, gets the whole clip.
+    The SAE sees rows in its own dtype and on its own device, heads side by side unless it lays them so itself; an error
+    term that it may have switched on is left out. Batches keep dense activations below 64 MB, but a temporal SAE, which
+    looks back in time, gets the whole clip.
     """
     temporal = sae.cfg.architecture() == "temporal"
     step = len(rows) if temporal else max(1, _MAX_ACTIVATIONS // sae.cfg.d_sae)
+    wanted = rows if sae.cfg.reshape_activations == "hook_z" else rows.flatten(1)
     for at in range(0, len(rows), max(step, 1)):
         part = slice(at, min(at + step, len(rows)))
         with torch.no_grad():  # not around the whole, which would hold between two batches, too
-            x = rows[part].to(sae.W_dec.device, sae.W_dec.dtype)[None]
+            x = wanted[part].to(sae.W_dec.device, sae.W_dec.dtype)[None]
             acts = sae.encode(x)
             more = sae.cfg.architecture() in _MORE_THAN_DECODED
             out = sae(x) if more else sae.decode(acts)  # type: ignore[operator]
-        yield part, acts[0], out[0]
+        yield part, acts[0], out[0].flatten(1)
 
 
-def reconstruct(sae: SparseCoder, rows: Float[Tensor, "row *width"]) -> Tensor:
-    """Reconstructions [row *width_out] of one clip's rows, in their dtype and on their device."""
+def reconstruct(sae: SparseCoder, rows: Float[Tensor, "row *width"]) -> Float[Tensor, "row d_out"]:
+    """Reconstructions of one clip's rows, in their dtype and on their device, heads side by side."""
     parts = [out for _, _, out in code(sae, rows)]
-    return torch.cat(parts).to(rows.device, rows.dtype) if parts else rows
+    found = torch.cat(parts) if parts else torch.empty(0, sae.W_dec.shape[1])
+    return found.to(rows.device, rows.dtype)

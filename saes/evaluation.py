@@ -55,7 +55,7 @@ def evaluate_sae(
     transcribe: bool = True,
     baselines: Sequence[BaselineName] = ("neurons", "pca"),
     fit_on: ActivationSource | None = None,
-    configured_l0: float | None = None,
+    expected_l0: float | None = None,
     batch_size: int = 8,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
@@ -82,7 +82,7 @@ def evaluate_sae(
         fit_on: rows that baselines and the mean row are fitted on, such as the store that the SAE was trained from.
             None fits baselines on one half of the clips and measures them on the other, and back, which takes many
             more rows than the hook has dimensions; the mean is then that of all.
-        configured_l0: the L0 that it was trained for; None takes `k` from its settings or metadata.
+        expected_l0: the L0 that it was trained for; None takes `k` from its settings or metadata.
         batch_size: clips that go through the model together.
         n_resamples: of clips, for the intervals; 0 leaves them out.
         progress: show a progress bar; None shows it where the output is a terminal.
@@ -143,7 +143,7 @@ def evaluate_sae(
         site,
         measured,
         corpus=corpus.describe(),
-        configured_l0=_configured_l0(sae) if configured_l0 is None else configured_l0,
+        l0=configured_l0(sae) if expected_l0 is None else expected_l0,
         settings=settings,
     )
 
@@ -200,7 +200,7 @@ def _check_store(store: ActivationStore, model: HookedWhisper, splice: bool) -> 
         raise StoreError(f"The store has activations of {store.model_name}, the model is {model.cfg.model_name}.")
 
 
-def _configured_l0(sae: SparseCoder) -> float | None:
+def configured_l0(sae: SparseCoder) -> float | None:
     """k of a TopK SAE, or what the metadata of a thresholded one says that it was trained for."""
     if sae.cfg.architecture() in ("topk", "abstopk"):
         return float(sae.cfg.k)
@@ -215,7 +215,7 @@ def assemble_report(
     measured: Measured,
     *,
     corpus: dict[str, Any],
-    configured_l0: float | None,
+    l0: float | None,
     settings: dict[str, Any],
 ) -> SaeReport:
     """The figures of what was measured, overall and for each group."""
@@ -240,7 +240,7 @@ def assemble_report(
         architecture=sae.cfg.architecture(),
         d_in=sae.cfg.d_in,
         d_sae=sae.cfg.d_sae,
-        configured_l0=configured_l0,
+        configured_l0=l0,
         overall=group(None),
         languages={language: group(language) for language in sorted(set(measured.languages))},
         speakers={

@@ -134,7 +134,7 @@ class Measured:
     def add_baselines(self, number: int, written: Tensor) -> None:
         """The rows of one window as the baselines see them."""
         for name, bases in self.bases.items():
-            self.basis_reconstruction[name].add(bases[number % 2], written.flatten(1))
+            self.basis_reconstruction[name].add(bases[number % 2], written)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Passes:
     def measure_splicing(self, measured: Measured) -> None:
         """The second pass."""
         alike: dict[str, Replacement] = {
-            SAE: lambda read, _: reconstruct(self.sae, read),
+            SAE: _by(self.sae),
             ZERO: zero_ablation,
             MEAN: mean_ablation(measured.mean),
         }
@@ -199,7 +199,7 @@ class Passes:
             assert fed is not None
             whole = self.padding == "replace"
             ways = {name: [way] * len(windows) for name, way in alike.items()}
-            ways |= {name: [_of_basis(of[i % 2]) for i in numbers] for name, of in measured.bases.items()}
+            ways |= {name: [_by_basis(of[i % 2]) for i in numbers] for name, of in measured.bases.items()}
             spliced = {name: Spliced(self.model, self.site, each, batch, whole) for name, each in ways.items()}
             measured.on_transcript.add(self.model, batch, fed, spliced, numbers)
             known = [window.text is not None for window in windows]
@@ -245,9 +245,16 @@ class Passes:
             yield batch
 
 
-def _of_basis(basis: Basis) -> Replacement:
+def _by(sae: SparseCoder) -> Replacement:
+    def replace(read: Tensor, written: Tensor) -> Tensor:
+        return reconstruct(sae, read).reshape(written.shape)
+
+    return replace
+
+
+def _by_basis(basis: Basis) -> Replacement:
     def replace(_read: Tensor, written: Tensor) -> Tensor:
-        return reconstruct(basis, written.flatten(1)).reshape(written.shape)
+        return reconstruct(basis, written).reshape(written.shape)
 
     return replace
 

@@ -118,9 +118,11 @@ def transcripts(
     options: dict[str, Any] = {}
     if tokenizer.is_multilingual:
         options |= {"language": list(languages), "task": "transcribe"}
-    if limits is not None:
-        options["max_new_tokens"] = max(1, min(max(limits), model.cfg.n_ctx - len(prompts[0])))
-    out = model.generation_adapter().generate(
+    adapter = model.generation_adapter()
+    if limits is not None:  # but never more than without them
+        room = model.cfg.n_ctx - len(prompts[0])
+        options["max_new_tokens"] = max(1, min(max(limits), room, adapter.generation_config.max_length or room))
+    out = adapter.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoder_out),  # type: ignore[arg-type]
         return_timestamps=False,
         force_unique_generate_call=True,  # one window, one transcript: no seeking on after it

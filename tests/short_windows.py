@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from sae_files import metadata, sae_lens
+from small import randomise
 from torch import Tensor
 
-from hooked_whisper import HookedWhisper
+from hooked_whisper import HookedWhisper, HookedWhisperConfig, StackConfig
 
 
 def short_windows(base: HookedWhisper, seconds: int = 5) -> HookedWhisper:
@@ -50,3 +52,17 @@ def constant_sae(mean: Tensor, *, hook: str = "encoder.hook_out") -> Any:
         sae.b_enc.fill_(-1)
         sae.b_dec.copy_(mean)
     return sae
+
+
+def tiny_whisper(base: HookedWhisper) -> HookedWhisper:
+    """A random Whisper of width 32 with whisper-base's tokens: it writes nonsense, and costs next to nothing."""
+    stack = StackConfig(n_layers=2, n_heads=2, d_model=32, d_mlp=48, n_ctx=150)
+    cfg = HookedWhisperConfig(
+        encoder=stack, decoder=replace(stack, n_ctx=40), n_mels=80, d_vocab=base.cfg.d_vocab, model_name="tiny"
+    )
+    generation = copy.deepcopy(base.generation_config)
+    assert generation is not None
+    generation.max_length = 12
+    model = HookedWhisper(cfg, base.tokenizer, generation).eval()
+    randomise(dict(model.named_parameters()))
+    return model

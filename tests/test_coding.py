@@ -50,12 +50,17 @@ def test_memory_is_bounded_by_batches_of_rows(monkeypatch: pytest.MonkeyPatch) -
     assert [len(acts) for _, acts, _ in code(temporal, rows)] == [9]
 
 
-def test_rows_keep_their_dtype_and_heads_their_shape() -> None:
-    sae = exact_sae(16, hook="encoder.blocks.0.attn.hook_z", reshape_activations="hook_z")
+@pytest.mark.parametrize("reshape", ["none", "hook_z"])
+def test_rows_keep_their_dtype_and_heads_lie_side_by_side(reshape: str) -> None:
+    sae = exact_sae(16, hook="encoder.blocks.0.attn.hook_z", reshape_activations=reshape)
     rows = torch.randn(5, 2, 8, dtype=torch.float64)
     found = reconstruct(sae, rows)
-    assert (found.dtype, found.shape) == (torch.float64, rows.shape)
-    torch.testing.assert_close(found, rows.float().double())
+    assert (found.dtype, found.shape) == (torch.float64, (5, 16))
+    torch.testing.assert_close(found, rows.flatten(1).float().double())
+
+
+def test_no_rows_give_none() -> None:
+    assert reconstruct(exact_sae(16), torch.zeros(0, 16)).shape == (0, 16)
 
 
 def test_every_hook_has_the_width_of_its_activation(model: HookedWhisper) -> None:
@@ -118,7 +123,7 @@ def test_sparse_activations_are_taken_as_they_are() -> None:
     acts = torch.zeros(1, 3, 4)
     acts[0, 1, 2] = 2.0
     sae = SimpleNamespace(
-        cfg=SimpleNamespace(d_sae=4, architecture=lambda: "topk"),
+        cfg=SimpleNamespace(d_sae=4, reshape_activations="none", architecture=lambda: "topk"),
         W_dec=torch.eye(4),
         encode=lambda x: acts.to_sparse(),
         decode=lambda sparse: sparse.to_dense(),
