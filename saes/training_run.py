@@ -1,0 +1,280 @@
+"""One SAE in training: SAELens's trainer, what its weights start from, checkpoints, figures, and the SAE for use."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_whisper.errors import SaeError
+from hooked_whisper.saes.saelens import import_saelens
+from hooked_whisper.saes.training_checks import config_class
+from hooked_whisper.saes.training_data import geometric_median, norm_scale
+from hooked_whisper.saes.training_evaluation import Figures, measure, threshold_for
+from hooked_whisper.saes.training_files import STATE, RunFolder, read_json, write_folder, write_json
+from hooked_whisper.saes.training_parallel import Team
+from hooked_whisper.saes.training_settings import (
+    BATCHTOPK_FAMILY,
+    RunSettings,
+    SaeSettings,
+    decay_steps,
+    matryoshka_widths,
+    warm_up_steps,
+)
+
+
+def build_sae(settings: SaeSettings, d_in: int, metadata: Mapping[str, Any]) -> Any:
+    """SAELens's training SAE on the CPU, its weights fixed by the seed.
+
+    Raises:
+        SaeError: settings that SAELens refuses.
+    """
+    sae_lens = import_saelens()
+    config = config_class(settings.training_architecture)
+    options: dict[str, Any] = dict(settings.options)
+    names = {field.name for field in dataclasses.fields(config)}
+    if settings.k is not None:
+        options["k"] = int(settings.k) if settings.architecture in ("topk", "abstopk") else float(settings.k)
+    if "matryoshka_widths" in names:
+        options["matryoshka_widths"] = matryoshka_widths(settings)
+    if settings.architecture == "matching_pursuit":
+        options.setdefault("decoder_init_norm", 1.0)
+    if settings.hook.endswith(".attn.hook_z"):  # in use it takes and gives [..., head, d_head]
+        options["reshape_activations"] = "hook_z"
+    try:
+        cfg = config(
+            d_in=d_in,
+            d_sae=settings.d_sae,
+            dtype=settings.dtype,
+            normalize_activations=settings.normalize_activations,
+            metadata=sae_lens.saes.sae.SAEMetadata(**metadata),
+            **options,
+        )
+        with sae_lens.util.temporary_seed(settings.seed):
+            return sae_lens.TrainingSAE.get_sae_class_for_architecture(settings.training_architecture)(cfg)
+    except (ValueError, TypeError) as error:
+        raise SaeError(f"SAELens refuses these settings of {settings.architecture!r}: {error}") from error
+
+
+class TrainingRun:
+    """One SAE among those that a stream of rows trains.
+
+    Attributes:
+        settings, folder: what it is, and where it is written.
+        trainer: SAELens's `SAETrainer`, driven step by step.
+        seconds: time spent on it, in all its processes' lives.
+    """
+
+    def __init__(
+        self, settings: SaeSettings, run: RunSettings, d_in: int, metadata: Mapping[str, Any], folder: RunFolder,
+        team: Team,
+    ) -> None:  # fmt: skip
+        sae_lens = import_saelens()
+        self.settings = settings
+        self.run = run
+        self.folder = folder
+        self.team = team
+        self.seconds = 0.0
+        self.sae = build_sae(settings, d_in, metadata).to(run.device)
+        self.trainer = sae_lens.SAETrainer(_trainer_config(settings, run), self.sae, iter(()))
+        if torch.device(run.device).type in ("cpu", "cuda"):
+            for group in self.trainer.optimizer.param_groups:
+                group["fused"] = True  # one pass over the weights instead of eight
+        self._teammate: Any = None
+        self._output: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.settings.default_name
+
+    @property
+    def step_number(self) -> int:
+        """Steps made so far."""
+        return self.trainer.n_training_steps
+
+    # Before the first step
+
+    @torch.no_grad()
+    def initialise(self, rows: Float[Tensor, "row width"]) -> None:
+        """Sets the scale of activations and the decoder's bias from some rows."""
+        scaler = self.trainer.activation_scaler
+        if self.settings.normalize_activations == "expected_average_only_in":
+            scaler.scaling_factor = norm_scale(rows)
+        elif self.settings.normalize_activations == "covariance_whitening":
+            scaler.estimate_whitening(rows.shape[1], iter([rows]), n_batches_for_norm_estimate=1)
+        method = self.settings.b_dec_init_method
+        if method != "zeros" and self.settings.normalize_activations != "layer_norm":
+            scaled = scaler.scale(rows)
+            start = scaled.mean(0) if method == "mean" else geometric_median(scaled)
+            self.sae.b_dec.copy_(start.to(self.sae.b_dec))
+
+    def load(self, step: int) -> None:
+        """Goes on from the checkpoint after `step` steps.
+
+        Raises:
+            SaeError: it is damaged.
+        """
+        path = self.folder.checkpoint(step)
+        try:
+            self.sae.load_weights_from_checkpoint(path)
+            self.trainer.load_trainer_state(path)
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise SaeError(
+                f"The checkpoint {path} is damaged ({error}): remove it to go on from the one before."
+            ) from error
+        self.seconds = float(read_json(path / STATE)["seconds"])
+
+    def join(self) -> None:
+        """Makes this process's trainer one of the team's."""
+        self._teammate = self.team.join(self.trainer)
+
+    # Steps
+
+    def step(self, rows: Float[Tensor, "batch width"]) -> None:
+        """One step on this process's share of a batch."""
+        own = self.team.share(rows)
+        self.trainer.maybe_reset_sparsity()
+        if self._teammate is not None:
+            self._teammate.before_step()
+        self._output = self.trainer.step(own)
+        self.trainer.n_training_steps += 1
+        if self._teammate is not None:
+            self._teammate.after_step(len(own))
+
+    @torch.no_grad()
+    def values(self, known: Mapping[str, float], seconds: float) -> dict[str, float]:
+        """What is known already, and loss, FVU, L0 and the like of the last batch; `seconds` have passed.
+
+        Raises:
+            SaeError: a loss that is not finite.
+        """
+        output = self._output
+        x, out, acts = output.sae_in.float(), output.sae_out.float(), output.feature_acts
+        active = acts._values() if acts.is_sparse else acts
+        found = {
+            "loss": output.loss,
+            "fvu": (x - out).pow(2).sum() / (x - x.mean(0)).pow(2).sum(),
+            "l0": (active != 0).sum() / len(x),
+            "dead": self.trainer.dead_neurons.float().mean(),
+            **output.losses,
+        }
+        means = self.team.mean(torch.stack([value.detach().double() for value in found.values()]))
+        values = dict(zip(found, means.tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise SaeError(
+                f"The loss of {self.name} is {values['loss']} after {self.step_number} steps: lower lr, or raise "
+                "lr_warm_up_steps, and train into another folder."
+            )
+        self.seconds += seconds
+        values = {**known, "seconds": self.seconds, **values}
+        values["lr"] = self.trainer.optimizer.param_groups[0]["lr"]
+        if self.settings.architecture in BATCHTOPK_FAMILY:
+            values["topk_threshold"] = self.sae.topk_threshold.item()
+        return values
+
+    def evaluate(self, rows: Float[Tensor, "row width"]) -> Figures:
+        """Figures of the SAE as it is, on held-out rows."""
+        return measure(self.sae, rows, scaler=self.trainer.activation_scaler)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint, if this process is the one that writes."""
+        if not self.team.is_first:
+            return
+
+        def fill(path: Path) -> None:
+            self.trainer.save_checkpoint(path.name, base_path=path.parent)
+            write_json(path / STATE, {"step": self.step_number, "seconds": self.seconds})
+
+        self.folder.save_checkpoint(self.step_number, fill, keep=self.run.keep_checkpoints)
+
+    # After the last step
+
+    @torch.no_grad()
+    def finish(
+        self, held_out: Float[Tensor, "row width"] | None, seen: Float[Tensor, "row width"], record: dict[str, Any]
+    ) -> None:
+        """Folds, calibrates, saves and measures the SAE for use.
+
+        Args:
+            held_out: rows that it was not trained on, for threshold and figures.
+            seen: rows that it was, for a threshold where nothing was held out.
+            record: what training.json is to say; figures are added.
+        """
+        self._fold()
+        self.trainer.set_final_sae_metadata()
+        rows = seen if held_out is None else held_out
+        figures: dict[str, Any] = {}
+        if self.settings.architecture in BATCHTOPK_FAMILY:
+            assert self.settings.k is not None
+            moving = self.sae.topk_threshold.item()
+            threshold = threshold_for(self.sae, rows, self.settings.k)
+            self.sae.topk_threshold.fill_(threshold)
+            figures["threshold"] = {
+                "value": threshold, "moving_average": moving, "n_rows": len(rows),
+                "rows": "trained on" if held_out is None else "held out",
+            }  # fmt: skip
+        write_folder(self.folder.sae, lambda path: self.sae.save_inference_model(path))
+        sae = load_trained(self.folder, self.run.device)
+        figures["held_out" if held_out is not None else "trained_on"] = dataclasses.asdict(_measure_flat(sae, rows))
+        figures["dead"] = self.trainer.dead_neurons.float().mean().item()
+        self.folder.write_record(
+            {**record, "status": "finished", "steps": self.step_number, "rows": self.step_number
+             * self.run.train_batch_size_samples, "seconds": round(self.seconds, 1), "figures": figures}
+        )  # fmt: skip
+
+    def _fold(self) -> None:
+        """What SAELens's trainer does at the end of `fit`."""
+        scaler = self.trainer.activation_scaler
+        if scaler.scaling_factor is not None:
+            self.sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        if scaler.whitening is not None:
+            whitening = scaler.whitening
+            self.sae.fold_activation_whitening(
+                mean=whitening.mean,
+                whitening_matrix=whitening.matrix,
+                unwhitening_matrix=whitening.inverse_matrix,
+            )
+        scaler.scaling_factor = scaler.whitening = None
+
+
+def load_trained(folder: RunFolder, device: str) -> Any:
+    """The SAE for use of a finished run."""
+    return import_saelens().SAE.load_from_disk(folder.sae, device=device)
+
+
+def _measure_flat(sae: Any, rows: Tensor) -> Figures:
+    """Figures of an SAE for use on flat rows, also where it takes heads apart."""
+    by_head = sae.hook_z_reshaping_mode
+    if by_head:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    figures = measure(sae, rows)
+    if by_head:
+        sae.turn_on_forward_pass_hook_z_reshaping()
+    return figures
+
+
+def _trainer_config(settings: SaeSettings, run: RunSettings) -> Any:
+    sae_lens = import_saelens()
+    return sae_lens.config.SAETrainerConfig(
+        total_training_samples=run.n_steps * run.train_batch_size_samples,
+        train_batch_size_samples=run.train_batch_size_samples,
+        lr=settings.lr,
+        lr_end=settings.lr / 10 if settings.lr_end is None else settings.lr_end,
+        lr_scheduler_name=settings.lr_scheduler_name,
+        lr_warm_up_steps=warm_up_steps(settings, run.n_steps),
+        lr_decay_steps=decay_steps(settings, run.n_steps),
+        n_restart_cycles=settings.n_restart_cycles,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        device=run.device,
+        autocast=run.autocast,
+        dead_feature_window=settings.dead_feature_window,
+        feature_sampling_window=settings.feature_sampling_window,
+        logger=sae_lens.LoggingConfig(log_to_wandb=False),
+    )
