@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from hooked_whisper.errors import HookedWhisperError
+from hooked_whisper.saes.evaluate_command import evaluate
 
 DEFAULT_MODEL = "openai/whisper-base"
 
@@ -98,6 +99,9 @@ def demo(
     from hooked_whisper.analysis.demo import run_demo
 
     run_demo(out, model=model, device=device)
+
+
+app.command()(evaluate)
 
 
 def main() -> None:
