@@ -1,7 +1,7 @@
 """A small server on this machine that plays the Hugging Face hub, for the real client to talk to.
 
 It serves folders, and takes what is published: repositories, branches, pull requests, commits of small files and of
-large ones by Git LFS. `break_off` and `answer_with` make it fail where a test says so.
+large ones by Git LFS. `break_off`, `lose_answer` and `answer_with` make it fail where a test says so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 COMMIT = "a" * 40  # of everything that is served from a folder
+BREAK_OFF, LOSE_ANSWER = 0, 1  # faults other than a status
 LARGE = (".safetensors", ".png", ".bin")  # stored by Git LFS
 
 Answer = tuple[int, bytes, dict[str, str]]
@@ -70,7 +71,7 @@ class Hub:
         self.asked: list[str] = []
         self.requests: list[str] = []
         self.large: dict[str, bytes] = {}
-        self.faults: list[tuple[str, int | None]] = []
+        self.faults: list[tuple[str, int]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -83,15 +84,19 @@ class Hub:
                 outer.requests.append(asked)
                 length = int(self.headers.get("Content-Length") or 0)
                 fault = outer.next_fault(asked)
-                if fault is not None and fault[1] is None:  # the line goes dead with half of the body read
+                if fault is not None and fault[1] == BREAK_OFF:  # the line goes dead with half of the body read
                     self.rfile.read(length // 2)
                     self.connection.close()
                     return
                 body = self.rfile.read(length)
-                if fault is not None and fault[1] is not None:
+                if fault is not None and fault[1] != LOSE_ANSWER:
                     self.reply(*as_json(fault[1], {"error": "a fault that the test asked for"}))
                     return
-                self.reply(*outer.answer(self.command, unquote(url.path), url.query, body, self.headers))
+                answer = outer.answer(self.command, unquote(url.path), body, self.headers)
+                if fault is not None:  # all is done, and the answer gets lost
+                    self.connection.close()
+                    return
+                self.reply(*answer)
 
             do_HEAD = do_GET = do_POST = do_PUT = handle_any
 
@@ -112,13 +117,17 @@ class Hub:
 
     def break_off(self, asked: str, times: int = 1) -> None:
         """Lets the next requests that contain `asked` go dead in the middle."""
-        self.faults += [(asked, None)] * times
+        self.faults += [(asked, BREAK_OFF)] * times
+
+    def lose_answer(self, asked: str) -> None:
+        """Does what the next request that contains `asked` asks, and says nothing."""
+        self.faults.append((asked, LOSE_ANSWER))
 
     def answer_with(self, asked: str, code: int, times: int = 1) -> None:
         """Answers the next requests that contain `asked` with `code`."""
         self.faults += [(asked, code)] * times
 
-    def next_fault(self, asked: str) -> tuple[str, int | None] | None:
+    def next_fault(self, asked: str) -> tuple[str, int] | None:
         fault = next((fault for fault in self.faults if fault[0] in asked), None)
         if fault is not None:
             self.faults.remove(fault)
@@ -126,7 +135,7 @@ class Hub:
 
     # Answers, as the hub's interface has them
 
-    def answer(self, method: str, path: str, query: str, body: bytes, headers: Any) -> Answer:
+    def answer(self, method: str, path: str, body: bytes, headers: Any) -> Answer:
         if method in ("POST", "PUT") and self.token is not None and not path.startswith("/lfs/"):
             shown = headers.get("Authorization")
             if shown != f"Bearer {self.token}":
@@ -220,7 +229,8 @@ class Hub:
                 "filesWithConflicts": [], "changes": {"base": "main"},
             }  # fmt: skip
             return as_json(200, details)
-        revision, _, file = place.partition("/")
+        n_parts = 3 if place.startswith("refs/pr/") else 1
+        revision, file = "/".join(place.split("/")[:n_parts]), "/".join(place.split("/")[n_parts:])
         sha, files = self.state(name, revision or "main")
         if sha is None:
             return as_json(404, {}, **{"X-Error-Code": "RepoNotFound"})
