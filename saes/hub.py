@@ -314,6 +314,8 @@ def _stage(
     config = _config(origin)
     evaluation = None if run is None else _evaluation(run / "evaluation.json")
     training = _json(run / "training.json") if run is not None and (run / "training.json").exists() else {}
+    if training.get("status", "finished") != "finished":
+        raise PublishError(f"The run in {run} is not finished (it is {training['status']!r}): go on with it first.")
     config["metadata"] = _metadata(config, training, evaluation, licence, further)
     sae_id = config["metadata"]["hook_name"]
     target = staging / sae_id
@@ -354,26 +356,23 @@ def _metadata(
 ) -> dict[str, Any]:
     """Everything that is known about the SAE; what is given here goes over what its files say."""
     known = dict(config.get("metadata", {}))
-    source = training.get("source", {})
-    source = source if isinstance(source, dict) else {}
-    settings = {name: value for name, value in training.items() if name != "source"}
+    source, figures, made_with = (_part(training, name) for name in ("source", "figures", "versions"))
+    settings = {name: training[name] for name in ("settings", "run", "steps", "rows") if name in training}
     found = {
         "model_name": source.get("model"),
+        "k": _part(training, "settings").get("k"),
         "frame_rate": source.get("rate"),
         "corpus": source.get("corpus"),
-        "data_licences": source.get("licences"),
+        "licences": source.get("licences"),
         "weights_sha256": source.get("weights_sha256"),
         "training_settings": settings or None,
+        "training_figures": figures or None,
         "metrics": None if evaluation is None else _figures(evaluation),
     }
     known = {**{name: value for name, value in found.items() if value is not None}, **known, **further}
     known.setdefault("sae_lens_version", version("sae-lens"))
-    known["versions"] = {
-        **(known["versions"] if isinstance(known.get("versions"), dict) else {}),
-        "hooked-whisper": hooked_whisper.__version__,
-        "sae-lens": version("sae-lens"),
-        "torch": torch.__version__,
-    }
+    here = {"hooked_whisper": hooked_whisper.__version__, "sae_lens": version("sae-lens"), "torch": torch.__version__}
+    known["versions"] = {**here, **made_with, **_part(known, "versions")}
     if licence is not None:
         known["licence"] = licence
     for name, meaning in {"model_name": "which model", "hook_name": "which hook"}.items():
@@ -390,6 +389,11 @@ def _metadata(
     except (TypeError, ValueError) as error:
         raise PublishError(f"The SAE's metadata cannot be written as JSON: {error}.") from error
     return known
+
+
+def _part(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _is_hook(name: str) -> bool:

@@ -18,7 +18,7 @@ _LISTED = {
     "architecture": "architecture",
     "k": "active latents (k)",
     "licence": "licence",
-    "data_licences": "licences of the training data",
+    "licences": "licences of the training data",
     "source_format": "converted from",
 }
 
@@ -61,6 +61,8 @@ def model_card(
         parts += ["## What it was trained on", _block(metadata["corpus"])]
     if metadata.get("training_settings"):
         parts += ["## How it was trained", _block(metadata["training_settings"])]
+    if metadata.get("training_figures"):
+        parts += ["## Figures at the end of training", _block(metadata["training_figures"])]
     if metadata.get("metrics"):
         parts += ["## Figures", _table(["figure", "value"], list(metadata["metrics"].items()))]
     if evaluation:
@@ -96,6 +98,8 @@ def _linked(model: str) -> str:
 
 def _snippets(repository: str, folder: str, model: str, hook: str, revision: str | None) -> str:
     there = f', revision="{revision}"' if revision else ""
+    # It was trained on audio alone: frames of padding are left to the model.
+    padding = ", skip_padding=True" if hook.startswith("encoder.") else ""
     steps = [
         "With SAELens alone:",
         f'```python\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("{repository}", "{folder}")\n```',
@@ -108,7 +112,7 @@ def _snippets(repository: str, folder: str, model: str, hook: str, revision: str
         "```python\nfrom hooked_whisper import HookedWhisper\nfrom hooked_whisper.saes import load_sae\n\n"
         f'model = HookedWhisper.from_pretrained("{model}")\n'
         f'sae = load_sae("{repository}", hook="{folder}"{there})\n'
-        'logits, cache = model.run_with_cache_with_saes("speech.wav", saes=sae)\n'
+        f'logits, cache = model.run_with_cache_with_saes("speech.wav", saes=sae{padding})\n'
         f'cache["{hook}.hook_sae_acts_post"]\n```',
     ])  # fmt: skip
 

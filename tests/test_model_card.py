@@ -58,12 +58,13 @@ def test_snippets_are_python() -> None:
         ({}, "| licence | not stated |"),
         ({"licence": "mit"}, "| licence | mit |"),
         (
-            {"data_licences": ["CC BY-SA 3.0", "CC BY 3.0"]},
+            {"licences": ["CC BY-SA 3.0", "CC BY 3.0"]},
             "| licences of the training data | CC BY-SA 3.0, CC BY 3.0 |",
         ),
         ({"frame_rate": 50}, "| rows a second of audio | 50 |"),
         ({"metrics": {"fvu": 0.0712345}}, "| fvu | 0.07123 |"),
         ({"corpus": {"name": "Prompts über alles"}}, ' "name": "Prompts über alles"'),
+        ({"training_figures": {"dead": 0.01}}, ' "dead": 0.01'),
         ({"versions": {"torch": "2|3"}}, "| torch | 2\\|3 |"),
     ],
 )

@@ -52,12 +52,18 @@ def report() -> SaeReport:
     )
 
 
-TRAINING = {
+TRAINING = {  # as training writes it
+    "format": 1,
     "settings": {"lr": 3e-4, "k": 4},
+    "run": {"seed": 0, "total_training_samples": 1_000},
     "source": {
-        "model": "openai/whisper-small", "rate": 50.0, "weights_sha256": "ab" * 32, "licences": ["CC BY-SA 3.0"],
-        "corpus": {"name": "prompts", "n_clips": 7, "languages": ["en", "ru"]},
+        "source": "store", "model": "openai/whisper-small", "rate": 50.0, "weights_sha256": "ab" * 32,
+        "licences": ["CC BY-SA 3.0"], "corpus": {"name": "prompts", "n_clips": 7, "languages": ["en", "ru"]},
     },
+    "held_out": None,
+    "versions": {"hooked_whisper": "0.0.9", "sae_lens": "6.54.0", "torch": "2.6.0", "python": "3.11.7"},
+    "status": "finished",
+    "figures": {"dead": 0.01},
 }  # fmt: skip
 
 
@@ -124,13 +130,14 @@ def test_published_here_and_loaded_by_plain_saelens_elsewhere(run: Path, tmp_pat
     about = loaded["metadata"]
     assert about["hook_name"] == OUT
     assert about["model_name"] == "openai/whisper-small"
-    assert about["frame_rate"] == 50
+    assert (about["frame_rate"], about["k"]) == (50, 4)
     assert about["corpus"] == TRAINING["source"]["corpus"]
-    assert about["data_licences"] == ["CC BY-SA 3.0"]
+    assert about["licences"] == ["CC BY-SA 3.0"]
     assert about["licence"] == "CC BY-SA 4.0"
     assert about["metrics"] == {"fvu": 0.07, "l0": 4.0, "dead_latents": 1 / 32}
-    assert about["training_settings"] == {"settings": TRAINING["settings"]}
-    assert set(about["versions"]) == {"hooked-whisper", "sae-lens", "torch"}
+    assert about["training_settings"] == {"settings": TRAINING["settings"], "run": TRAINING["run"]}
+    assert about["training_figures"] == {"dead": 0.01}
+    assert about["versions"] == TRAINING["versions"]
     assert about["sae_lens_version"]
 
 
@@ -238,6 +245,9 @@ def test_what_is_not_published(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match=r"evaluation\.json cannot be published: No evaluation report of format"):
         publish_sae(run, NAME, dry_run=True)
     (run / "evaluation.json").unlink()
+    (run / "training.json").write_text(json.dumps({**TRAINING, "status": "running"}))
+    with pytest.raises(PublishError, match=r"is not finished \(it is 'running'\): go on with it first"):
+        publish_sae(run, NAME, dry_run=True)
     (run / "training.json").write_text("[]")
     with pytest.raises(PublishError, match=r"training\.json holds a list, expected a JSON object"):
         publish_sae(run, NAME, dry_run=True)
