@@ -30,7 +30,16 @@ from hooked_whisper.saes.fingerprints import weights_fingerprint
 from hooked_whisper.saes.harvest_plan import Packing, StoreDType, TextFrom, WindowLength, into_blocks
 from hooked_whisper.saes.harvest_run import RATES, Runner, RunOptions, row_width
 from hooked_whisper.saes.store import ActivationStore
-from hooked_whisper.saes.store_files import DTYPES, FORMAT, MANIFEST, PLAN, StoreSettings, read_json, write_json
+from hooked_whisper.saes.store_files import (
+    DTYPES,
+    FORMAT,
+    MANIFEST,
+    PLAN,
+    StoreSettings,
+    clear_unfinished,
+    read_json,
+    write_json,
+)
 from hooked_whisper.saes.store_writer import ClipRows, StoreWriter
 from hooked_whisper.saes.streaming import ActivationStream, stream
 from hooked_whisper.saes.survey import metadata_fingerprint
@@ -223,6 +232,7 @@ def _plan(
     if (folder / MANIFEST).is_file():
         found = StoreSettings.from_json(read_json(folder / MANIFEST)["settings"])
         _compare(folder, found, settings)
+        clear_unfinished(folder)  # a kill may have come before
         return None
     per_second = _TOKENS_A_SECOND if settings.rate is None else settings.rate
     blocks = into_blocks(survey.seconds, [seconds * per_second for seconds in survey.seconds], shard_rows)

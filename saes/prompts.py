@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import wave
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def fetch_prompts(
     folder = Path(out)
     manifest = folder / MANIFEST
     if manifest.is_file():
-        _check_files(manifest)
+        check_files(manifest)
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -118,18 +118,22 @@ def fetch_prompts(
             target = folder / "licences" / f"{copyright_file.parent.name}.txt"
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(copyright_file, target)
-    # Last, so that a folder with a manifest is a complete one.
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written)
-    partial = manifest.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(manifest)
+    write_manifest(written, manifest)
     hours = sum(row["seconds"] for row in written) / 3600
     logger.info("%d files, %.2f hours, in %s", len(written), hours, folder)
     return manifest
 
 
-def unpack(into: Path, names: Iterable[str], *, packages: Path | None = None) -> None:
+def unpack(
+    into: Path, names: Iterable[str], *, packages: Path | None = None, known: Mapping[str, str] | None = None
+) -> None:
     """Downloads Debian packages into `into` (or takes them from `packages`), checks them and unpacks them there.
+
+    Args:
+        into: a folder that exists.
+        names: the packages.
+        packages: a folder with the `.deb` files; None runs `apt-get download`.
+        known: the SHA-256 of each file that may be unpacked; None: those of the prompts.
 
     Raises:
         CorpusError: as `fetch_prompts`.
@@ -139,7 +143,7 @@ def unpack(into: Path, names: Iterable[str], *, packages: Path | None = None) ->
         _run(["apt-get", "download", *names], into)
     debs = _find_packages(packages or into, names)
     for deb in debs:
-        _check_package(deb)
+        _check_package(deb, SHA256 if known is None else known)
     for deb in debs:
         _run(["dpkg-deb", "-x", str(deb.resolve()), "."], into)
 
@@ -170,11 +174,11 @@ def _find_packages(folder: Path, names: list[str]) -> list[Path]:
     return debs
 
 
-def _check_package(deb: Path) -> None:
-    known = SHA256.get(deb.name)
+def _check_package(deb: Path, checksums: Mapping[str, str]) -> None:
+    known = checksums.get(deb.name)
     found = hashlib.sha256(deb.read_bytes()).hexdigest()
     if known is None:
-        versions = [name for name in SHA256 if name.startswith(f"{deb.name.partition('_')[0]}_")]
+        versions = [name for name in checksums if name.startswith(f"{deb.name.partition('_')[0]}_")]
         raise CorpusError(
             f"{deb.name} is not a version whose checksum is known here: expected {' or '.join(versions)}."
         )
@@ -269,12 +273,21 @@ def _decode(source: Path, target: Path) -> None:
         file.writeframes(samples.numpy().tobytes())
 
 
-def _check_files(manifest: Path) -> None:
+def write_manifest(rows: Iterable[Mapping[str, Any]], manifest: Path) -> None:
+    """Writes a manifest, all of it or nothing; last, so that a folder with a manifest is a complete one."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial = manifest.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(manifest)
+
+
+def check_files(manifest: Path) -> None:
+    """Raises CorpusError unless every file that a manifest lists is there, with the checksum that it had."""
     for line in manifest.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         path = manifest.parent / row["path"]
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
             raise CorpusError(
                 f"{path} is {'not what it was when it was fetched' if path.is_file() else 'missing'}: delete "
-                f"{manifest} and fetch the prompts again."
+                f"{manifest} and fetch it again."
             )

@@ -137,7 +137,7 @@ def _select_across(sae: Any, group: dist.ProcessGroup) -> bool:
 
 
 class BatchTopKAcross(nn.Module):
-    """SAELens's BatchTopK activation over the batches of all processes together."""
+    """SAELens's BatchTopK activation over the batches of all processes together; while evaluating, over its own."""
 
     def __init__(self, k: float, group: dist.ProcessGroup) -> None:
         super().__init__()
@@ -147,9 +147,11 @@ class BatchTopKAcross(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         with torch.no_grad():
-            selector = BatchSelector(int(self.k * len(flat) * dist.get_world_size(self.group)))
+            group = self.group if self.training else None
+            n_processes = 1 if group is None else dist.get_world_size(group)
+            selector = BatchSelector(int(self.k * len(flat) * n_processes))
             selector.add(flat.detach().contiguous(), 0)
-            chosen = selector.selected(self.group)
+            chosen = selector.selected(group)
             mask = torch.zeros_like(flat)
             mask[chosen.rows, chosen.latents] = 1
         return (flat * mask).reshape(x.shape)

@@ -180,6 +180,7 @@ class TrainingRun:
 
     def evaluate(self, rows: Float[Tensor, "row width"]) -> Figures:
         """Figures of the SAE as it is, on held-out rows."""
+        self.sae.eval()  # SAELens's trainer sets it back
         return measure(self.sae, rows, scaler=self.trainer.activation_scaler)
 
     def checkpoint(self) -> None:

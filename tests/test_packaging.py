@@ -75,6 +75,8 @@ def packages_on_disk(root: Path) -> Iterator[tuple[str, str]]:
 def installed_files(root: Path) -> set[str]:
     """Paths, inside site-packages, of all files that the packages must bring."""
     files = {"hooked_whisper/py.typed"}
+    shipped = (root / "saes" / "shipped").rglob("*")
+    files |= {f"hooked_whisper/{path.relative_to(root)}" for path in shipped if path.is_file()}
     for name, folder in PACKAGES.items():
         for path in (root / folder).rglob("*.py"):
             inside = path.relative_to(root / folder)
