@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Callable
@@ -352,6 +353,16 @@ def test_whatever_comes_and_goes_the_model_is_as_before(data: st.DataObject) -> 
     model.reset_saes()
     assert state(model) == before
     assert torch.equal(model(*inputs), plain)
+
+
+def test_a_copy_of_the_model_has_its_own(model: HookedWhisper, inputs: tuple[Tensor, Tensor]) -> None:
+    plain = model(*inputs)
+    model.add_sae(random_sae())
+    spliced, copied = model(*inputs), copy.deepcopy(model)
+    model.reset_saes()
+    assert torch.equal(copied(*inputs), spliced)
+    copied.reset_saes()
+    assert torch.equal(copied(*inputs), plain)
 
 
 def test_without_sae_lens_nothing_is_an_sae(model: HookedWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
