@@ -230,16 +230,18 @@ def _train(
         _check_held_out(saes, evaluate_on)
         records = [_record(one, run, train_on, evaluate_on) for one in saes]
         homes = [RunFolder(folder) for folder in folders]
-        if team.is_first:
-            for home, record in zip(homes, records, strict=True):
-                home.prepare(record, resume=resume)
-        team.wait()
-        if all(home.is_finished() for home in homes):
+        finished = [home.check(record, resume=resume) for home, record in zip(homes, records, strict=True)]
+        if all(finished):
             return [load_trained(home, run.device) for home in homes]
         runs = [
             TrainingRun(one, run, train_on.width(one.hook), _metadata(one, train_on), home, team)
             for one, home in zip(saes, homes, strict=True)
         ]
+        team.wait()  # until all have looked
+        if team.is_first:
+            for home, record in zip(homes, records, strict=True):
+                home.prepare(record, resume=resume)
+        team.wait()
         return _Loop(runs, records, run, train_on, evaluate_on, team).go(logs, progress)
     finally:
         team.close()

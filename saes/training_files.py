@@ -93,23 +93,18 @@ class RunFolder:
         """Writes training.json."""
         write_json(self.path / RECORD, record)
 
-    def prepare(self, record: Mapping[str, Any], *, resume: bool) -> bool:
-        """Makes the folder ready for a run of `record`'s settings and source; True where that run is finished.
+    def check(self, record: Mapping[str, Any], *, resume: bool) -> bool:
+        """True where the run of `record`'s settings and source is finished in this folder; writes nothing.
 
         Raises:
-            SaeError: the folder holds something else, or a run with other settings.
+            SaeError: the folder holds something else, or, if `resume`, a run with other settings.
         """
         if self.path.exists() and not self.path.is_dir():
             raise SaeError(f"out={str(self.path)!r} is a file: name a folder.")
         there = self.record()
         if there is None and self.path.exists() and any(self.path.iterdir()):
             raise SaeError(f"out={str(self.path)!r} holds files that are no training run: name a new or empty folder.")
-        if there is not None and not resume:
-            self._clear()
-            there = None
-        if there is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_record({**record, "status": "training"})
+        if there is None or not resume:
             return False
         apart = differences(there, record)
         if apart:
@@ -117,9 +112,17 @@ class RunFolder:
                 f"out={str(self.path)!r} holds a run with other settings ({'; '.join(apart)}): train into another "
                 "folder, or start anew in this one with resume=False, which removes what it holds."
             )
+        return self.is_finished()
+
+    def prepare(self, record: Mapping[str, Any], *, resume: bool) -> None:
+        """Makes the folder, after `check`, ready for the run: a new one, or one that goes on."""
+        if not resume:
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
         for left in (*self.path.glob(f"*/*{_PARTIAL}"), *self.path.glob(f"*{_PARTIAL}")):  # of a kill
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        return self.is_finished()
+        if not (self.path / RECORD).exists():
+            self.write_record({**record, "status": "training"})
 
     def is_finished(self) -> bool:
         """Whether the run has come to its end."""
