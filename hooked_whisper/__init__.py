@@ -34,7 +34,7 @@ _EXPORTS = {
     "PublishError": "errors",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from hooked_whisper.audio import load_audio as load_audio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from small import small_model
-from transformer_lens.utilities import get_act_name
+from transformer_lens.utilities.components_utils import get_act_name
 
 from hooked_whisper.shorthand import hook_name
 
