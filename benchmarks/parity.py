@@ -116,7 +116,7 @@ def english_error_rate(model: HookedWhisper) -> tuple[float, int]:
     return 100 * jiwer.wer([normal(clip.text) for clip in chosen], [normal(t.text) for t in said]), len(chosen)
 
 
-def report() -> str:
+def report(*, transcripts: bool = True) -> str:
     """All figures as Markdown."""
     checkpoint = load_checkpoint("openai/whisper-base")
     model, reference = HookedWhisper.from_checkpoint(checkpoint, device="cpu"), to_transformers(checkpoint)
@@ -138,6 +138,8 @@ def report() -> str:
     for length, (resid, logits) in by_length.items():
         lines.append(f"| decoder, every layer, {length} tokens | {resid:.1e} |")
         lines.append(f"| logits, {length} tokens | {logits:.1e} |")
+    if not transcripts:
+        return "\n".join(lines)
     every = clips()
     some = [clip for language in LANGUAGES for clip in clips(language)[:CLIPS_EACH]]
     n_long, equal = long_form(model, reference)
@@ -162,12 +164,14 @@ def report() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None, help="also write the figures to this Markdown file")
+    parser.add_argument("--layers", action="store_true", help="leave out the transcripts, which take most of the time")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
-        text = report()
+        text = report(transcripts=not arguments.layers)
+    option = " --layers" if arguments.layers else ""
     head = (
-        f"Written by `python -m benchmarks.parity`: hooked-whisper {__version__}, torch {torch.__version__}, "
+        f"Written by `python -m benchmarks.parity{option}`: hooked-whisper {__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, Python {platform.python_version()}, {platform.machine()}.\n\n"
     )
     print(head + text)
