@@ -168,6 +168,8 @@ def synthesise(
         target = folder / voice.engine / hashlib.sha256(voice.speaker.encode()).hexdigest()[:12]
         target.mkdir(parents=True, exist_ok=True)
         wanted = {target / f"{index:04d}.wav": said[index] for index in chosen}
+        for path in wanted:  # of a run that was cut off
+            path.unlink(missing_ok=True)
         speak(voice, wanted, engines=root)
         for index, (path, text) in zip(chosen, wanted.items(), strict=True):
             if row := _row(voice, path, text, f"{voice.language}/{index}", folder):
@@ -229,7 +231,8 @@ def _festival(voice: Voice, wanted: Mapping[Path, str], engines: Path | None) ->
     lines = [f"(voice_{voice.name})".encode()]
     for path, text in wanted.items():
         spoken = text.replace("\\", " ").replace('"', " ").encode(voice.encoding, errors="replace")
-        command = b'(utt.save.wave (utt.synth (eval (list \'Utterance \'Text "%s"))) "%s" \'riff)'
+        # A sentence that the voice cannot say must not end the others.
+        command = b'(unwind-protect (utt.save.wave (utt.synth (eval (list \'Utterance \'Text "%s"))) "%s" \'riff) nil)'
         lines.append(command % (spoken, str(path.resolve()).encode()))
     with tempfile.NamedTemporaryFile(suffix=".scm") as script:
         script.write(b"\n".join(lines) + b"\n")
