@@ -14,6 +14,8 @@ import typer
 
 from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.saes.evaluate_command import evaluate
+from hooked_whisper.saes.harvest_command import harvest, prompts
+from hooked_whisper.saes.train_command import train
 
 DEFAULT_MODEL = "openai/whisper-base"
 
@@ -101,6 +103,9 @@ def demo(
     run_demo(out, model=model, device=device)
 
 
+app.command()(train)
+app.command()(prompts)
+app.command()(harvest)
 app.command()(evaluate)
 
 

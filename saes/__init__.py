@@ -35,7 +35,19 @@ _EXPORTS = {
 __all__ = [*_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from hooked_whisper.saes.corpus import Corpus as Corpus
+    from hooked_whisper.saes.evaluation import evaluate_sae as evaluate_sae
+    from hooked_whisper.saes.harvesting import harvest as harvest
+    from hooked_whisper.saes.harvesting import stream as stream
+    from hooked_whisper.saes.hub import load_sae as load_sae
+    from hooked_whisper.saes.hub import publish_sae as publish_sae
+    from hooked_whisper.saes.importers import import_audiosae as import_audiosae
+    from hooked_whisper.saes.importers import import_freud as import_freud
+    from hooked_whisper.saes.prompts import fetch_prompts as fetch_prompts
     from hooked_whisper.saes.source import ActivationSource as ActivationSource
+    from hooked_whisper.saes.store import ActivationStore as ActivationStore
+    from hooked_whisper.saes.training import train_sae as train_sae
+    from hooked_whisper.saes.training import train_saes as train_saes
 
 
 def __getattr__(name: str) -> Any:
