@@ -28,7 +28,9 @@ def same(a: WhisperCache, b: WhisperCache, *more: str) -> None:
     assert list(a) == list(b)
     for name in (*a, *more):
         assert a[name].dtype == b[name].dtype
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True)
+        # What is derived is computed anew, from memory that may lie otherwise: equal up to rounding.
+        bound = 1e-12 if a.is_derived(name) else 0
+        torch.testing.assert_close(a[name], b[name], rtol=bound, atol=bound, equal_nan=True)
 
 
 @pytest.fixture
