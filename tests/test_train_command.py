@@ -62,7 +62,8 @@ def test_a_file_and_flags_over_it(tmp_path: Path, stores: list[Any]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
         f"store: [a, b]\nout: {tmp_path / 'run'}\nhook: hook\nd_sae: 32\nk: 4\nlr: 1e-3\n"
-        "total_training_samples: 1_280\ntrain_batch_size_samples: 64\nlog: nothing\narchitecture: batchtopk\nheld_out: 0.2\n"
+        "total_training_samples: 1_280\ntrain_batch_size_samples: 64\n"
+        "log: nothing\narchitecture: batchtopk\nheld_out: 0.2\n"
     )
     said = run("--config", config, "--d-sae", 64)
     assert stores == ["a", "b"]
