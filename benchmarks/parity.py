@@ -19,7 +19,6 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
-from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.checkpoints import load_checkpoint, to_transformers
@@ -105,17 +104,6 @@ def long_form(model: HookedWhisper, reference: Any) -> tuple[int, bool]:
     return len(expected), ours.tokens == expected
 
 
-def english_error_rate(model: HookedWhisper) -> tuple[float, int]:
-    """Word error rate of the English clips in percent, and their number."""
-    import jiwer
-
-    chosen = clips("en")
-    said = model.transcribe([clip.path for clip in chosen], language="en")
-    assert isinstance(said, list)
-    normal = EnglishTextNormalizer({})
-    return 100 * jiwer.wer([normal(clip.text) for clip in chosen], [normal(t.text) for t in said]), len(chosen)
-
-
 def report(*, transcripts: bool = True) -> str:
     """All figures as Markdown."""
     checkpoint = load_checkpoint("openai/whisper-base")
@@ -143,7 +131,6 @@ def report(*, transcripts: bool = True) -> str:
     every = clips()
     some = [clip for language in LANGUAGES for clip in clips(language)[:CLIPS_EACH]]
     n_long, equal = long_form(model, reference)
-    rate, n_english = english_error_rate(model)
     greedy = same_transcripts(model, reference, every)
     beams = same_transcripts(model, reference, some, num_beams=5)
     stamps = same_transcripts(model, reference, some, return_timestamps=True)
@@ -155,8 +142,6 @@ def report(*, transcripts: bool = True) -> str:
         f"| 5 beams | {beams} of {len(some)} clips |",
         f"| timestamps | {stamps} of {len(some)} clips |",
         f"| one file of {LONG_SECONDS:.0f} s, {n_long} tokens | {'the same' if equal else 'different'} |",
-        "",
-        f"Word error rate of the {n_english} English clips: {rate:.2f} %.",
     ]
     return "\n".join(lines)
 

@@ -78,6 +78,10 @@ def measure(store: ActivationStore, batch_size: int, rounds: int) -> list[Speed]
             if store.dtype == torch.float32:  # mapped until it is used
                 batch.clone()
 
+    def shuffled_stored() -> None:
+        for _ in store.batches(HOOK, batch_size, repeat=False, dtype=store.dtype):
+            pass
+
     def shuffled() -> None:
         for _ in store.batches(HOOK, batch_size, repeat=False):
             pass
@@ -91,6 +95,7 @@ def measure(store: ActivationStore, batch_size: int, rounds: int) -> list[Speed]
     contenders: dict[str, tuple[Callable[[], None], str]] = {
         "raw map, as stored": (lambda: raw(False), "raw map, as stored"),
         "in order, as stored": (stored, "raw map, as stored"),
+        "shuffled, as stored": (shuffled_stored, "raw map, as stored"),
         "raw map": (lambda: raw(True), "raw map"),
         "in order": (ordered, "raw map"),
         "shuffled": (shuffled, "raw map"),

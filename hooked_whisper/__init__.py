@@ -32,6 +32,7 @@ _EXPORTS = {
     "CorpusError": "errors",
     "StoreError": "errors",
     "PublishError": "errors",
+    "AnalysisError": "errors",
 }
 
 __all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from hooked_whisper.checkpoints import load_checkpoint as load_checkpoint
     from hooked_whisper.config import HookedWhisperConfig as HookedWhisperConfig
     from hooked_whisper.config import StackConfig as StackConfig
+    from hooked_whisper.errors import AnalysisError as AnalysisError
     from hooked_whisper.errors import AudioError as AudioError
     from hooked_whisper.errors import CacheError as CacheError
     from hooked_whisper.errors import CheckpointError as CheckpointError

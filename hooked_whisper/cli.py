@@ -15,6 +15,7 @@ import typer
 from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.saes.evaluate_command import evaluate
 from hooked_whisper.saes.harvest_command import harvest, prompts
+from hooked_whisper.saes.publish_command import publish
 from hooked_whisper.saes.train_command import train
 
 DEFAULT_MODEL = "openai/whisper-base"
@@ -103,10 +104,11 @@ def demo(
     run_demo(out, model=model, device=device)
 
 
-app.command()(train)
 app.command()(prompts)
 app.command()(harvest)
+app.command()(train)
 app.command()(evaluate)
+app.command()(publish)
 
 
 def main() -> None:

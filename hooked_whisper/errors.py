@@ -69,6 +69,10 @@ class PublishError(HookedWhisperError, RuntimeError):
     """A hub that refuses, cannot be reached, or broke off."""
 
 
+class AnalysisError(HookedWhisperError, ValueError):
+    """An analysis that cannot be made: inputs that do not pair, a metric without gradient, an unknown node."""
+
+
 class GenerationError(HookedWhisperError, ValueError):
     """Generation options that contradict each other or that this model cannot follow."""
 

@@ -79,7 +79,7 @@ def _draw_fvu(ax: Axes, report: SaeReport) -> None:
     _bound(ax, 0.10)
     ax.set_ylim(bottom=0)
     ax.set_title("fraction of variance unexplained", color=INK, fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    _legend(ax)
 
 
 def _draw_recovered(ax: Axes, report: SaeReport) -> None:
@@ -93,7 +93,7 @@ def _draw_recovered(ax: Axes, report: SaeReport) -> None:
     _draw_estimates(ax, list(losses), mean, ORANGE, "from the mean", 0.1)
     _bound(ax, 0.99)
     ax.set_title("cross-entropy recovered", color=INK, fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    _legend(ax)
 
 
 def _draw_errors(ax: Axes, report: SaeReport) -> None:
@@ -109,7 +109,7 @@ def _draw_errors(ax: Axes, report: SaeReport) -> None:
     _draw_estimates(ax, names, to_unhooked, ORANGE, "spliced against unhooked", 0.2)
     ax.set_ylim(bottom=0)
     ax.set_title("word error rate, %", color=INK, fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    _legend(ax)
 
 
 def _draw_estimates(
@@ -127,6 +127,11 @@ def _draw_estimates(
     whiskers = [[max(0.0, size) for size in sizes] for sizes in (below, above)]
     ax.errorbar(places, values, yerr=whiskers, fmt="o", markersize=4, color=colour, label=label, linewidth=1.2)
     ax.set_xticks(range(len(names)), names)
+
+
+def _legend(ax: Axes) -> None:
+    """Below the axes, where no point can be."""
+    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=3, columnspacing=1.0)
 
 
 def _bound(ax: Axes, value: float) -> None:

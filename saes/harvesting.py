@@ -176,7 +176,8 @@ def harvest(
     report = _work(plan, corpus, runner, folder, team, progress)
     writer = StoreWriter(folder, plan.settings)
     if team.rank == 0:
-        _wait(lambda: all(writer.note(index) is not None for index in range(len(plan.blocks))), folder, team)
+        for index in range(len(plan.blocks)):
+            _wait(lambda index=index: writer.note(index) is not None, folder, team)
         writer.finish(len(plan.blocks))
     _wait(lambda: (folder / MANIFEST).is_file(), folder, team)
     store = ActivationStore.open(folder)

@@ -255,24 +255,40 @@ class ActivationStore:
             yield self.rows(hook, first, min(first + batch_size, self.n_rows)).to(torch.float32)
 
     def batches(
-        self, hook: str, batch_size: int, *, seed: int = 0, start: int = 0, repeat: bool = True
+        self,
+        hook: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        repeat: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Iterator[Float[Tensor, "batch width"]]:
-        """Shuffled rows in batches of exactly `batch_size`, float32 on the CPU; see `ActivationSource`.
+        """Shuffled rows in batches of exactly `batch_size`, on the CPU; see `ActivationSource`.
 
-        How they are shuffled, so that reading stays fast: `hooked_whisper.saes.shuffling.Shuffle`.
+        How they are shuffled, so that reading stays fast: `hooked_whisper.saes.shuffling.Shuffle`. With `dtype` that of
+        the store, nothing is converted, which takes half the time and half the way to a GPU.
 
         Raises:
             StoreError: a hook that the store does not have, or a batch size or start that cannot be.
         """
-        for batch in self.joint_batches([hook], batch_size, seed=seed, start=start, repeat=repeat):
+        options = {"seed": seed, "start": start, "repeat": repeat, "dtype": dtype}
+        for batch in self.joint_batches([hook], batch_size, **options):
             yield batch[hook]
 
     def joint_batches(
-        self, hooks: Sequence[str], batch_size: int, *, seed: int = 0, start: int = 0, repeat: bool = True
+        self,
+        hooks: Sequence[str],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        repeat: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Iterator[dict[str, Float[Tensor, "batch width"]]]:
         """As `batches`, for several hooks at once: row i of each is of the same frame of the same clip."""
         _check_batch(batch_size, start)
-        gathering = {hook: _Gathering(self._tensors(hook)) for hook in hooks}
+        gathering = {hook: _Gathering(self._tensors(hook), dtype) for hook in hooks}
         shuffle = Shuffle(self._spans, self._first, seed)
         position, stop = start, None if repeat else self.n_rows
         chunks = shuffle.chunks(start, repeat=repeat)
@@ -398,13 +414,14 @@ def _take(
 
 
 class _Gathering:
-    """Copies rows out of mapped shards into float32 batches.
+    """Copies rows out of mapped shards into batches.
 
     NumPy copies rows by number faster than torch does, whatever their type, so it sees them as integers of that size.
-    Half precision goes through a buffer that is small enough to stay in the processor's cache.
+    What is converted goes through a buffer that is small enough to stay in the processor's cache.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self.wanted = dtype
         self.dtype = tensors[0].dtype
         self.width = tensors[0].shape[1]
         self._as_integers = torch.int32 if self.dtype.itemsize == 4 else torch.int16
@@ -413,8 +430,8 @@ class _Gathering:
 
     def rows(self, plan: Sequence[tuple[int, np.ndarray]], size: int) -> Float[Tensor, "batch width"]:
         """The `size` rows of a plan: shards, and rows of each."""
-        found = torch.empty(size, self.width)
-        direct = self.dtype == torch.float32
+        found = torch.empty(size, self.width, dtype=self.wanted)
+        direct = self.dtype == self.wanted
         target = (found if direct else self._buffer).view(self._as_integers).numpy()
         done, at = 0, 0
         for shard, rows in plan:

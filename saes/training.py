@@ -54,6 +54,7 @@ def train_sae(
     out: str | os.PathLike[str],
     architecture: str = "topk",
     k: float | None = None,
+    hook_out: str | None = None,
     sparse: bool = True,
     total_training_samples: int = 10_000_000,
     train_batch_size_samples: int = 4096,
@@ -94,8 +95,9 @@ def train_sae(
         d_sae: number of latents.
         out: folder of the run; `load_sae(out)` loads the SAE.
         architecture: "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard", "abstopk",
-            "matching_pursuit", or another that is registered with SAELens for training.
+            "matching_pursuit", "batchtopk_transcoder", or another that is registered with SAELens for training.
         k: latents active in a row (on average over the batch for BatchTopK); needed for the TopK family.
+        hook_out: the hook whose rows a transcoder writes, such as an MLP's output, read from its input.
         sparse: train TopK and BatchTopK on sparse codes: the same result for a fraction of time and memory.
         total_training_samples: rows to train on, rounded down to whole batches; the data are gone through as often
             as that takes.
@@ -130,12 +132,12 @@ def train_sae(
         MissingExtraError: SAELens, or the package of a log, is not installed.
     """
     settings = SaeSettings(
-        hook=hook, d_sae=d_sae, architecture=architecture, k=k, sparse=sparse, name=Path(out).name or "sae", seed=seed,
-        dtype=dtype, normalize_activations=normalize_activations, b_dec_init_method=b_dec_init_method, lr=lr,
-        lr_end=lr_end, lr_scheduler_name=lr_scheduler_name, lr_warm_up_steps=lr_warm_up_steps,
-        lr_decay_steps=lr_decay_steps, n_restart_cycles=n_restart_cycles, adam_beta1=adam_beta1, adam_beta2=adam_beta2,
-        dead_feature_window=dead_feature_window, feature_sampling_window=feature_sampling_window,
-        options=dict(options),
+        hook=hook, d_sae=d_sae, architecture=architecture, k=k, hook_out=hook_out, sparse=sparse,
+        name=Path(out).name or "sae", seed=seed, dtype=dtype, normalize_activations=normalize_activations,
+        b_dec_init_method=b_dec_init_method, lr=lr, lr_end=lr_end, lr_scheduler_name=lr_scheduler_name,
+        lr_warm_up_steps=lr_warm_up_steps, lr_decay_steps=lr_decay_steps, n_restart_cycles=n_restart_cycles,
+        adam_beta1=adam_beta1, adam_beta2=adam_beta2, dead_feature_window=dead_feature_window,
+        feature_sampling_window=feature_sampling_window, options=dict(options),
     )  # fmt: skip
     run = RunSettings(
         total_training_samples=total_training_samples, train_batch_size_samples=train_batch_size_samples, seed=seed,
@@ -234,7 +236,7 @@ def _train(
         if all(finished):
             return [load_trained(home, run.device) for home in homes]
         runs = [
-            TrainingRun(one, run, train_on.width(one.hook), _metadata(one, train_on), home, team)
+            TrainingRun(one, run, [train_on.width(hook) for hook in one.hooks], _metadata(one, train_on), home, team)
             for one, home in zip(saes, homes, strict=True)
         ]
         team.wait()  # until all have looked
@@ -259,14 +261,12 @@ class _Loop:
         self.run = run
         self.train_on = train_on
         self.team = team
-        self.hooks = list(dict.fromkeys(one.settings.hook for one in runs))
-        self.held_out = {} if evaluate_on is None else {hook: self._rows(evaluate_on, hook) for hook in self.hooks}
+        self.hooks = list(dict.fromkeys(hook for one in runs for hook in one.settings.hooks))
+        self.held_out = None if evaluate_on is None else self._rows(evaluate_on, run.evaluation_rows)
 
-    def _rows(self, source: ActivationSource, hook: str, n_rows: int = 0) -> Tensor:
-        n_rows = n_rows or self.run.evaluation_rows
-        return first_rows(
-            source, hook, n_rows, batch_size=self.run.train_batch_size_samples, seed=self.run.seed
-        )  # fmt: skip
+    def _rows(self, source: ActivationSource, n_rows: int) -> dict[str, Tensor]:
+        size = self.run.train_batch_size_samples
+        return first_rows(source, self.hooks, n_rows, batch_size=size, seed=self.run.seed)
 
     def go(self, logs: Sequence[str], progress: bool | None) -> list[Any]:
         """Trains, and gives back the SAEs."""
@@ -293,15 +293,12 @@ class _Loop:
         common = set.intersection(*(set(one.folder.checkpoint_steps()) for one in self.runs))
         start = max(common, default=0)
         self.team.wait()  # until all have looked
-        rows: dict[str, Tensor] = {}
+        rows = {} if start else self._rows(self.train_on, self.run.n_init_rows)
         for one in self.runs:
             if start:
                 one.load(start)
             else:
-                hook = one.settings.hook
-                if hook not in rows:
-                    rows[hook] = self._rows(self.train_on, hook, self.run.n_init_rows)
-                one.initialise(rows[hook])
+                one.initialise(rows)
             one.join()
             if self.team.is_first:
                 one.folder.drop_checkpoints_after(start)
@@ -328,12 +325,12 @@ class _Loop:
         for number in range(start + 1, self.run.n_steps + 1):
             batch = next(batches)
             for one in self.runs:
-                one.step(batch[one.settings.hook])
+                one.step(batch)
             last_rows += size
             if console is not None:
                 console.advance(size)
             is_last = number == self.run.n_steps
-            evaluate = bool(self.held_out) and (_is_due(number, self.run.evaluate_every) or is_last)
+            evaluate = self.held_out is not None and (_is_due(number, self.run.evaluate_every) or is_last)
             if evaluate or _is_due(number, self.run.log_every) or is_last:
                 now = time.monotonic()
                 known = {"rows": number * size, "rows_per_second": last_rows / (now - last)}
@@ -346,14 +343,14 @@ class _Loop:
                     one.checkpoint()
 
     def _evaluated(self, one: TrainingRun) -> dict[str, float]:
-        figures = one.evaluate(self.held_out[one.settings.hook])
+        assert self.held_out is not None
+        figures = one.evaluate(self.held_out)
         return {"held_out_fvu": figures.fvu, "held_out_l0": figures.l0, "held_out_silent": figures.silent}
 
     def _finish(self, one: TrainingRun, record: dict[str, Any]) -> Any:
-        hook = one.settings.hook
-        held_out = self.held_out.get(hook)
         if self.team.is_first:
-            seen = self._rows(self.train_on, hook) if held_out is None else held_out
+            held_out = self.held_out
+            seen = self._rows(self.train_on, self.run.evaluation_rows) if held_out is None else held_out
             one.finish(held_out, seen, record)
         self.team.wait()
         return load_trained(one.folder, self.run.device)
@@ -365,10 +362,11 @@ def _is_due(step: int, every: int) -> bool:
 
 def _check_held_out(saes: Sequence[SaeSettings], held_out: ActivationSource | None) -> None:
     for one in saes:
-        if held_out is not None and one.hook not in held_out.hooks:
-            raise SaeError(
-                f"The held-out source has no activations of {one.hook!r}: it has {', '.join(held_out.hooks)}."
-            )
+        for hook in one.hooks:
+            if held_out is not None and hook not in held_out.hooks:
+                raise SaeError(
+                    f"The held-out source has no activations of {hook!r}: it has {', '.join(held_out.hooks)}."
+                )
 
 
 def _record(
@@ -401,6 +399,7 @@ def _metadata(settings: SaeSettings, source: ActivationSource) -> Mapping[str, A
         "model_name": source.model_name,
         "model_class_name": "HookedWhisper",
         "hook_name": settings.hook,
+        **({} if settings.hook_out is None else {"hook_name_out": settings.hook_out}),
         "hook_head_index": None,
         "prepend_bos": False,
         "context_size": None if rate is None else round(30 * rate),

@@ -18,6 +18,7 @@ from hooked_whisper.saes.training_settings import (
     SCHEDULERS,
     SPARSE,
     TOPK_FAMILY,
+    TRANSCODER,
     RunSettings,
     SaeSettings,
     decay_steps,
@@ -32,7 +33,8 @@ def config_class(architecture: str) -> type[Any]:
     Raises:
         SaeError: SAELens trains no such architecture.
     """
-    importlib.import_module("hooked_whisper.saes.sparse")  # registers its classes
+    for module in ("sparse", "transcoders"):  # which register their classes
+        importlib.import_module(f"hooked_whisper.saes.{module}")
     registry = import_saelens().registry.SAE_TRAINING_CLASS_REGISTRY
     if architecture not in registry:
         known = sorted(set(registry) - set(SPARSE.values()))
@@ -115,16 +117,18 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def _check_sae(settings: SaeSettings, run: RunSettings, source: ActivationSource) -> None:
-    if settings.hook not in source.hooks:
-        raise SaeError(
-            f"The source has no activations of {settings.hook!r}: it has {', '.join(source.hooks)}."
-            + did_you_mean(settings.hook, source.hooks)
-        )
+    for hook in settings.hooks:
+        if hook not in source.hooks:
+            raise SaeError(
+                f"The source has no activations of {hook!r}: it has {', '.join(source.hooks)}."
+                + did_you_mean(hook, source.hooks)
+            )
     config = config_class(settings.training_architecture)
     _at_least("d_sae", settings.d_sae, 1)
     _check_k(settings, config)
     _one_of("dtype", settings.dtype, ("float32", "bfloat16", "float64"))
     _one_of("b_dec_init_method", settings.b_dec_init_method, ("mean", "geometric_median", "zeros"))
+    _check_transcoder(settings)
     _check_normalization(settings)
     _check_learning_rate(settings, run.n_steps)
     for name in ("dead_feature_window", "feature_sampling_window"):
@@ -151,6 +155,21 @@ def _check_k(settings: SaeSettings, config: type[Any]) -> None:
         )
     if settings.architecture in ("topk", "abstopk") and settings.k != int(settings.k):
         raise SaeError(f"{settings.architecture!r} has k whole latents in every row, got k={settings.k:g}.")
+
+
+def _check_transcoder(settings: SaeSettings) -> None:
+    if settings.architecture == TRANSCODER and settings.hook_out is None:
+        raise SaeError(f"{TRANSCODER!r} reads one hook and writes another: name the second with hook_out=.")
+    if settings.architecture != TRANSCODER and settings.hook_out is not None:
+        raise SaeError(
+            f"hook_out={settings.hook_out!r} was given, but {settings.architecture!r} gives back what it reads: choose "
+            f"architecture={TRANSCODER!r}, or leave hook_out out."
+        )
+    if settings.architecture == TRANSCODER and settings.normalize_activations != "none":
+        raise SaeError(
+            f"normalize_activations={settings.normalize_activations!r} has one scale, and a transcoder's two hooks "
+            "have two: leave it at 'none'."
+        )
 
 
 def _check_normalization(settings: SaeSettings) -> None:
@@ -188,7 +207,17 @@ def _check_learning_rate(settings: SaeSettings, n_steps: int) -> None:
 
 def _own_options(config: type[Any]) -> set[str]:
     """What `options` may hold for a config class: its fields, without those that have a setting of their own."""
-    elsewhere = {"d_in", "d_sae", "k", "dtype", "device", "normalize_activations", "reshape_activations", "metadata"}
+    elsewhere = {
+        "d_in",
+        "d_out",
+        "d_sae",
+        "k",
+        "dtype",
+        "device",
+        "normalize_activations",
+        "reshape_activations",
+        "metadata",
+    }
     return {field.name for field in dataclasses.fields(config)} - elsewhere
 
 

@@ -102,16 +102,18 @@ def _check_finite(rows: Tensor, hook: str, first: int) -> None:
 
 
 def first_rows(
-    source: ActivationSource, hook: str, n_rows: int, *, batch_size: int, seed: int
-) -> Float[Tensor, "row width"]:
-    """The first `n_rows` of the shuffled order, or all there are."""
-    parts, have = [], 0
-    for batch in joint_batches(source, [hook], min(batch_size, n_rows), seed=seed, repeat=False):
-        parts.append(batch[hook][: n_rows - have])
-        have += len(parts[-1])
+    source: ActivationSource, hooks: Sequence[str], n_rows: int, *, batch_size: int, seed: int
+) -> dict[str, Float[Tensor, "row _"]]:
+    """The first `n_rows` of the shuffled order, or all there are, of each hook."""
+    parts: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+    have = 0
+    for batch in joint_batches(source, hooks, min(batch_size, n_rows), seed=seed, repeat=False):
+        for hook, rows in batch.items():
+            parts[hook].append(rows[: n_rows - have])
+        have += len(batch[hooks[0]])
         if have >= n_rows:
             break
-    return torch.cat(parts)
+    return {hook: torch.cat(rows) for hook, rows in parts.items()}
 
 
 def norm_scale(rows: Float[Tensor, "row width"]) -> float:

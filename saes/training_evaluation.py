@@ -34,23 +34,32 @@ class Figures:
 
 
 @torch.no_grad()
-def measure(sae: Any, rows: Float[Tensor, "row width"], *, scaler: Any = None) -> Figures:
+def measure(
+    sae: Any,
+    rows: Float[Tensor, "row width"],
+    *,
+    scaler: Any = None,
+    wanted: Float[Tensor, "row width_out"] | None = None,
+) -> Figures:
     """Figures of a SAELens SAE, for training or for use; what selects over a batch does so over parts of the rows.
 
     Args:
         scaler: SAELens's `ActivationScaler` of a training that is under way; it is undone before comparing.
+        wanted: what a transcoder is to write; `rows` themselves for others.
     """
+    target = rows if wanted is None else wanted
     error = total = active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.W_dec.device)
-    mean = rows.double().mean(0).to(sae.W_dec.device)
+    mean = target.double().mean(0).to(sae.W_dec.device)
     step = max(1, _MAX_ACTIVATIONS // sae.cfg.d_sae)
-    for part in rows.split(step):
-        x = part.to(sae.W_dec.device)
-        acts = sae.encode(x if scaler is None else scaler.scale(x))
-        out = sae.decode(acts)
+    for x, y in zip(rows.split(step), target.split(step), strict=True):
+        x, y = x.to(sae.W_dec.device), y.to(sae.W_dec.device)
+        x = x if scaler is None else scaler.scale(x)
+        acts = sae.encode(x)
+        out = sae.decode(acts) if wanted is None else sae(x)
         out = out if scaler is None else scaler.unscale(out)
-        error += (x - out).double().pow(2).sum().item()
-        total += (x.double() - mean).pow(2).sum().item()
+        error += (y - out).double().pow(2).sum().item()
+        total += (y.double() - mean).pow(2).sum().item()
         is_on = acts != 0
         active += is_on.sum().item()
         fired |= is_on.any(0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hooked_whisper.errors import SaeError
@@ -28,9 +30,12 @@ from hooked_whisper.saes.training_settings import (
     warm_up_steps,
 )
 
+# What reading a broken checkpoint raises; SaeError is a ValueError.
+_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, EOFError, SafetensorError, UnpicklingError)
 
-def build_sae(settings: SaeSettings, d_in: int, metadata: Mapping[str, Any]) -> Any:
-    """SAELens's training SAE on the CPU, its weights fixed by the seed.
+
+def build_sae(settings: SaeSettings, widths: Sequence[int], metadata: Mapping[str, Any]) -> Any:
+    """SAELens's training SAE on the CPU, its weights fixed by the seed; `widths` are those of its hooks.
 
     Raises:
         SaeError: settings that SAELens refuses.
@@ -45,11 +50,13 @@ def build_sae(settings: SaeSettings, d_in: int, metadata: Mapping[str, Any]) -> 
         options["matryoshka_widths"] = matryoshka_widths(settings)
     if settings.architecture == "matching_pursuit":
         options.setdefault("decoder_init_norm", 1.0)
+    if "d_out" in names:
+        options["d_out"] = widths[-1]
     if settings.hook.endswith(".attn.hook_z"):  # in use it takes and gives [..., head, d_head]
         options["reshape_activations"] = "hook_z"
     try:
         cfg = config(
-            d_in=d_in,
+            d_in=widths[0],
             d_sae=settings.d_sae,
             dtype=settings.dtype,
             normalize_activations=settings.normalize_activations,
@@ -72,8 +79,8 @@ class TrainingRun:
     """
 
     def __init__(
-        self, settings: SaeSettings, run: RunSettings, d_in: int, metadata: Mapping[str, Any], folder: RunFolder,
-        team: Team,
+        self, settings: SaeSettings, run: RunSettings, widths: Sequence[int], metadata: Mapping[str, Any],
+        folder: RunFolder, team: Team,
     ) -> None:  # fmt: skip
         sae_lens = import_saelens()
         self.settings = settings
@@ -81,7 +88,7 @@ class TrainingRun:
         self.folder = folder
         self.team = team
         self.seconds = 0.0
-        self.sae = build_sae(settings, d_in, metadata).to(run.device)
+        self.sae = build_sae(settings, widths, metadata).to(run.device)
         self.trainer = sae_lens.SAETrainer(_trainer_config(settings, run), self.sae, iter(()))
         if torch.device(run.device).type in ("cpu", "cuda"):
             for group in self.trainer.optimizer.param_groups:
@@ -101,8 +108,11 @@ class TrainingRun:
     # Before the first step
 
     @torch.no_grad()
-    def initialise(self, rows: Float[Tensor, "row width"]) -> None:
-        """Sets the scale of activations and the decoder's bias from some rows."""
+    def initialise(self, rows: Mapping[str, Tensor]) -> None:
+        """Sets the scale of activations and the decoder's bias from some rows of its hooks."""
+        self._initialise(rows[self.settings.hooks[-1]])
+
+    def _initialise(self, rows: Float[Tensor, "row width"]) -> None:
         scaler = self.trainer.activation_scaler
         if self.settings.normalize_activations == "expected_average_only_in":
             scaler.scaling_factor = norm_scale(rows)
@@ -123,12 +133,13 @@ class TrainingRun:
         path = self.folder.checkpoint(step)
         try:
             self.sae.load_weights_from_checkpoint(path)
-            self.trainer.load_trainer_state(path)
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+            self.trainer.load_trainer_state(path)  # torch's loader refuses what is not tensors and plain values
+            self.seconds = float(read_json(path / STATE)["seconds"])
+        except _DAMAGED as error:
+            reason = str(error).partition("\n")[0]
             raise SaeError(
-                f"The checkpoint {path} is damaged ({error}): remove it to go on from the one before."
+                f"The checkpoint {path} is damaged ({reason}): remove it to go on from the one before."
             ) from error
-        self.seconds = float(read_json(path / STATE)["seconds"])
 
     def join(self) -> None:
         """Makes this process's trainer one of the team's."""
@@ -136,9 +147,10 @@ class TrainingRun:
 
     # Steps
 
-    def step(self, rows: Float[Tensor, "batch width"]) -> None:
-        """One step on this process's share of a batch."""
-        own = self.team.share(rows)
+    def step(self, batch: Mapping[str, Tensor]) -> None:
+        """One step on this process's share of a batch of rows of its hooks."""
+        hooks = self.settings.hooks
+        own = self.team.share(batch[hooks[0]] if len(hooks) == 1 else torch.cat([batch[hook] for hook in hooks], 1))
         self.trainer.maybe_reset_sparsity()
         if self._teammate is not None:
             self._teammate.before_step()
@@ -178,10 +190,15 @@ class TrainingRun:
             values["topk_threshold"] = self.sae.topk_threshold.item()
         return values
 
-    def evaluate(self, rows: Float[Tensor, "row width"]) -> Figures:
-        """Figures of the SAE as it is, on held-out rows."""
+    def evaluate(self, rows: Mapping[str, Tensor]) -> Figures:
+        """Figures of the SAE as it is, on held-out rows of its hooks."""
         self.sae.eval()  # SAELens's trainer sets it back
-        return measure(self.sae, rows, scaler=self.trainer.activation_scaler)
+        return measure(
+            self.sae, rows[self.settings.hook], scaler=self.trainer.activation_scaler, wanted=self._wanted(rows)
+        )
+
+    def _wanted(self, rows: Mapping[str, Tensor]) -> Tensor | None:
+        return None if self.settings.hook_out is None else rows[self.settings.hook_out]
 
     def checkpoint(self) -> None:
         """Writes a checkpoint, if this process is the one that writes."""
@@ -197,19 +214,18 @@ class TrainingRun:
     # After the last step
 
     @torch.no_grad()
-    def finish(
-        self, held_out: Float[Tensor, "row width"] | None, seen: Float[Tensor, "row width"], record: dict[str, Any]
-    ) -> None:
+    def finish(self, held_out: Mapping[str, Tensor] | None, seen: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Folds, calibrates, saves and measures the SAE for use.
 
         Args:
-            held_out: rows that it was not trained on, for threshold and figures.
-            seen: rows that it was, for a threshold where nothing was held out.
+            held_out: rows of its hooks that it was not trained on, for threshold and figures.
+            seen: rows that it was, for both where nothing was held out.
             record: what training.json is to say; figures are added.
         """
         self._fold()
         self.trainer.set_final_sae_metadata()
-        rows = seen if held_out is None else held_out
+        chosen = seen if held_out is None else held_out
+        rows, wanted = chosen[self.settings.hook], self._wanted(chosen)
         figures: dict[str, Any] = {}
         if self.settings.architecture in BATCHTOPK_FAMILY:
             assert self.settings.k is not None
@@ -222,7 +238,9 @@ class TrainingRun:
             }  # fmt: skip
         write_folder(self.folder.sae, lambda path: self.sae.save_inference_model(path))
         sae = load_trained(self.folder, self.run.device)
-        figures["held_out" if held_out is not None else "trained_on"] = dataclasses.asdict(_measure_flat(sae, rows))
+        figures["held_out" if held_out is not None else "trained_on"] = dataclasses.asdict(
+            _measure_flat(sae, rows, wanted)
+        )
         figures["dead"] = self.trainer.dead_neurons.float().mean().item()
         self.folder.write_record(
             {**record, "status": "finished", "steps": self.step_number, "rows": self.step_number
@@ -249,12 +267,12 @@ def load_trained(folder: RunFolder, device: str) -> Any:
     return import_saelens().SAE.load_from_disk(folder.sae, device=device)
 
 
-def _measure_flat(sae: Any, rows: Tensor) -> Figures:
+def _measure_flat(sae: Any, rows: Tensor, wanted: Tensor | None) -> Figures:
     """Figures of an SAE for use on flat rows, also where it takes heads apart."""
     by_head = sae.hook_z_reshaping_mode
     if by_head:
         sae.turn_off_forward_pass_hook_z_reshaping()
-    figures = measure(sae, rows)
+    figures = measure(sae, rows, wanted=wanted)
     if by_head:
         sae.turn_on_forward_pass_hook_z_reshaping()
     return figures

@@ -14,9 +14,10 @@ Scheduler = Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"
 
 SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "covariance_whitening")
-TOPK_FAMILY = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
+TRANSCODER = "batchtopk_transcoder"
+TOPK_FAMILY = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk", TRANSCODER)
 # Selected over the whole batch in training; by a threshold, which is set at the end, in use.
-BATCHTOPK_FAMILY = ("batchtopk", "matryoshka_batchtopk")
+BATCHTOPK_FAMILY = ("batchtopk", "matryoshka_batchtopk", TRANSCODER)
 SPARSE = {"topk": "sparse_topk", "batchtopk": "sparse_batchtopk"}
 
 
@@ -32,6 +33,7 @@ class ArchitectureOptions(TypedDict, total=False):
     matryoshka_widths: list[int]
     use_matryoshka_aux_loss: bool
     use_sparse_activations: bool
+    skip: bool  # of a transcoder: a linear path from input to output
     kernels: Literal["auto", "torch", "triton"]
     # standard, gated
     l1_coefficient: float
@@ -61,8 +63,9 @@ class SaeSettings:
         hook: the hook whose rows it reads.
         d_sae: number of latents.
         architecture: "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard", "abstopk",
-            "matching_pursuit", or another that is registered with SAELens for training.
+            "matching_pursuit", "batchtopk_transcoder", or another that is registered with SAELens for training.
         k: latents that are active in a row; for the TopK family, where it must be given.
+        hook_out: the hook whose rows a transcoder writes.
         sparse: train TopK and BatchTopK on sparse codes (`saes.sparse`): the same SAE in a fraction of time and memory.
         name: folder of the SAE in the run's, where several are trained.
         seed: of the weights at the start.
@@ -83,6 +86,7 @@ class SaeSettings:
     d_sae: int
     architecture: str = "topk"
     k: float | None = None
+    hook_out: str | None = None
     sparse: bool = True
     name: str | None = None
     seed: int = 0
@@ -107,10 +111,15 @@ class SaeSettings:
         return SPARSE.get(self.architecture, self.architecture) if self.sparse else self.architecture
 
     @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hook that it reads, and the one that it writes if that is another."""
+        return (self.hook,) if self.hook_out is None else (self.hook, self.hook_out)
+
+    @property
     def default_name(self) -> str:
         """A name for its folder that says what it is."""
         k = "" if self.k is None else f"-k{self.k:g}"
-        return self.name or f"{self.hook}-{self.architecture}{k}-{self.d_sae}-seed{self.seed}"
+        return self.name or f"{'-to-'.join(self.hooks)}-{self.architecture}{k}-{self.d_sae}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

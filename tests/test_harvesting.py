@@ -228,7 +228,6 @@ def test_killed_and_shared_harvests_give_the_same_bytes(root: Path) -> None:
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("same bytes") == 5
-    assert "shards complete" in done.stdout  # at least one kill hit a harvest at work
 
 
 # Shared

@@ -84,6 +84,14 @@ def test_a_pass_has_every_row_once(tmp_path: Path, dtype: str) -> None:
     assert torch.equal(torch.cat(found), values(0, N, 3)[order])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batches_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
+    store = make_store(tmp_path, SHARDS, with_dtype(dtype))
+    as_stored = torch.cat(list(store.batches(HOOK, 10, repeat=False, dtype=store.dtype)))
+    assert as_stored.dtype == store.dtype
+    assert torch.equal(as_stored.float(), torch.cat(list(store.batches(HOOK, 10, repeat=False))))
+
+
 def test_passes_go_on_without_a_gap(store: ActivationStore) -> None:
     order = numbers(torch.cat(list(islice(store.batches(HOOK, 10), 10))))
     assert len(order) == 100

@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "standard": {"options": {"l1_coefficient": 0.3}},
     "gated": {"b_dec_init_method": "geometric_median"},
     "jumprelu": {"options": {"l0_coefficient": 0.1, "l0_warm_up_steps": 100}, "b_dec_init_method": "zeros"},
-    "matching_pursuit": {"options": {"max_iterations": 8}},
+    "matching_pursuit": {"options": {"max_iterations": 4}},
 }  # fmt: skip
 ARCHITECTURES = [
     SaeSettings(**{"hook": HOOK, "d_sae": 256, "lr": 2e-3, "name": name, "architecture": name, **options})
@@ -92,8 +92,8 @@ print(json.dumps(found))
 def test_every_architecture_trains_and_loads_in_saelens_alone(speech_rows: MemorySource, tmp_path: Path) -> None:
     """300 steps on real activations, all from one stream; a process that has SAELens alone reconstructs the same."""
     trained = train_saes(
-        speech_rows, ARCHITECTURES, out=tmp_path, total_training_samples=64 * 300,
-        train_batch_size_samples=64, held_out=0.3, evaluate_every=150, checkpoint_every=0, log="nothing",
+        speech_rows, ARCHITECTURES, out=tmp_path, total_training_samples=48 * 300,
+        train_batch_size_samples=48, held_out=0.3, evaluate_every=150, checkpoint_every=0, log="nothing",
     )  # fmt: skip
     rows = speech_rows.split(0.3)[1].rows[HOOK]
     torch.save(rows, tmp_path / "rows.pt")
@@ -112,7 +112,7 @@ def test_every_architecture_trains_and_loads_in_saelens_alone(speech_rows: Memor
         assert figures["l0"] == pytest.approx(l0, rel=1e-3)
         fvu = ((rows - sae(rows)).pow(2).sum() / (rows - rows.mean(0)).pow(2).sum()).item()
         assert figures["fvu"] == pytest.approx(fvu, rel=1e-3)
-        assert fvu < 0.6, f"{name}: {fvu}"
+        assert fvu < 0.7, f"{name}: {fvu}"
         if saved_as.get(name, name) == "jumprelu" and name != "jumprelu":
             assert l0 == pytest.approx(16, rel=0.05)
             threshold = record["figures"]["threshold"]

@@ -23,10 +23,10 @@ def test_batches_of_several_hooks_are_of_the_same_rows() -> None:
 
 def test_the_first_rows_are_those_that_training_begins_with() -> None:
     source = toy_source()
-    rows = first_rows(source, "hook", 150, batch_size=64, seed=1)
+    rows = first_rows(source, ["hook"], 150, batch_size=64, seed=1)["hook"]
     batches = source.batches("hook", 64, seed=1)
     assert torch.equal(rows, torch.cat([next(batches) for _ in range(3)])[:150])
-    assert len(first_rows(source, "hook", 10**6, batch_size=999, seed=1)) == source.n_rows
+    assert len(first_rows(source, ["hook"], 10**6, batch_size=999, seed=1)["hook"]) == source.n_rows
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -28,14 +28,20 @@ def joined(language: str, seconds: float) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_english_prompts_have_a_word_error_rate_of_two_percent_at_most(whisper_base: HookedWhisper) -> None:
+def test_english_prompts_have_the_word_error_rate_that_transformers_has(whisper_base: HookedWhisper) -> None:
+    """`python -m benchmarks.word_errors` has the rates of more prompts; these twenty are harder than most."""
     chosen = clips(language="en")
     said = whisper_base.transcribe([clip.path for clip in chosen], language="en")
     assert isinstance(said, list)
+    mel = whisper_base.to_mel([clip.path for clip in chosen])
+    found = to_transformers(load_checkpoint("openai/whisper-base")).generate(mel, language="en", task="transcribe")
+    assert whisper_base.tokenizer is not None
+    theirs = whisper_base.tokenizer.hf.batch_decode(found, skip_special_tokens=True)
     normal = EnglishTextNormalizer({})
-    rate = jiwer.wer([normal(clip.text) for clip in chosen], [normal(t.text) for t in said])
-    print(f"WER of {len(chosen)} English prompts: {100 * rate:.2f} %")
-    assert rate <= 0.02
+    texts = [normal(clip.text) for clip in chosen]
+    rate = jiwer.wer(texts, [normal(transcript.text) for transcript in said])
+    assert rate == jiwer.wer(texts, [normal(text) for text in theirs])
+    assert rate <= 0.04
 
 
 @pytest.mark.slow

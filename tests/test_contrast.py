@@ -1,0 +1,59 @@
+"""Contrasts: both sides are what the model would be given, and what does not pair is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hooked_whisper import AnalysisError, HookedWhisper
+from hooked_whisper.analysis.contrast import Contrast
+from hooked_whisper.speech import clips
+
+
+def test_both_sides_are_what_the_model_is_given(whisper_base: HookedWhisper) -> None:
+    clean, corrupted = (clips(language, "vm-sorry")[0].path for language in ("en", "fr"))
+    pair = Contrast.of(whisper_base, clean=clean, corrupted=corrupted, text=" Sorry", language="en")
+    assert (len(pair), pair.prompt_length) == (1, 4)
+    with torch.no_grad():
+        for side, path in ((pair.clean, clean), (pair.corrupted, corrupted)):
+            assert torch.equal(side.logits(whisper_base), whisper_base(path, " Sorry", language="en"))
+
+
+def test_text_can_be_what_differs(whisper_base: HookedWhisper) -> None:
+    path = clips("en", "vm-sorry")[0].path
+    pair = Contrast.of(whisper_base, clean=path, text=" yes", corrupted_text=" no", language="en")
+    assert pair.clean.mel is pair.corrupted.mel
+    assert (pair.clean.tokens != pair.corrupted.tokens).sum() == 1
+    whole = pair.clean.tokens.tolist()
+    again = Contrast.of(whisper_base, clean=path, text=whole, corrupted_text=" no", language="en")
+    assert torch.equal(again.clean.tokens, pair.clean.tokens)
+
+
+def test_some_of_the_clips(whisper_base: HookedWhisper) -> None:
+    paths = [clip.path for clip in clips("en")[:3]]
+    pair = Contrast.of(
+        whisper_base, clean=paths, corrupted=[paths[1], paths[2], paths[0]], text=["a", "a b c", "a"], language="en"
+    )
+    some = pair.select([2, 0])
+    assert torch.equal(some.clean.mel, pair.clean.mel[[2, 0]])
+    assert torch.equal(some.token_mask, pair.token_mask[[2, 0]])
+    assert not some.token_mask.all()
+
+
+def test_what_does_not_pair_is_refused(whisper_base: HookedWhisper) -> None:
+    a, b = (clip.path for clip in clips("en")[:2])
+    for options, message in (
+        ({"clean": a}, "Nothing differs: pass corrupted=, corrupted_text=, or both"),
+        ({"clean": [a, b], "corrupted": [a], "language": "en"}, "expected a corrupted clip for each clean one"),
+        ({"clean": a, "corrupted": b}, "No language was given: pass language="),
+        (
+            {"clean": a, "text": "one", "corrupted_text": "one and two", "language": "en"},
+            r"The clean text is \[5\] tokens long, the corrupted one \[7\], prompt included",
+        ),
+    ):
+        with pytest.raises(AnalysisError, match=message):
+            Contrast.of(whisper_base, **options)
+    ragged = [*whisper_base.tokenizer.prompt("en", "transcribe", False)]  # type: ignore[union-attr]
+    pair = Contrast.of(whisper_base, clean=[a, b], corrupted=[b, a], text=[ragged, [*ragged[:1], *ragged[3:], 5]])
+    with pytest.raises(AnalysisError, match="prompts are of different lengths"):
+        _ = pair.prompt_length
