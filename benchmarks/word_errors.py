@@ -62,7 +62,6 @@ def sets(folder: Path | None) -> dict[str, list[Prompt]]:
         found["the first 40 of over 2 s that are in all five languages"] = long[:40]
         found["all of over 2 s that are in all five languages"] = long
         found["all of over 8 s"] = [prompt for prompt in prompts if prompt.seconds > 8]
-        found["all, single words included"] = prompts
     return found
 
 
