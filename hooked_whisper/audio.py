@@ -168,9 +168,17 @@ def _from_mapping(audio: Mapping[str, Any]) -> Float[Tensor, "samples"]:
     if audio.get("array") is not None:
         if "sampling_rate" not in audio:
             raise AudioError("An audio item with 'array' needs its 'sampling_rate' in Hz; it has none.")
-        return _from_samples(np.asarray(audio["array"]), audio["sampling_rate"])
+        array = audio["array"]
+        if isinstance(array, list | tuple) and not all(isinstance(sample, int | float) for sample in array):
+            raise AudioError("The 'array' of an audio item is a list of other things than samples: expected numbers.")
+        samples = array if isinstance(array, np.ndarray | Tensor) else np.asarray(array)
+        return _from_samples(samples, audio["sampling_rate"])
     path = audio.get("path")
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise AudioError(f"The 'path' of an audio item is {path!r}: expected a path.")
     if audio.get("bytes") is not None:
+        if not isinstance(audio["bytes"], bytes | bytearray | memoryview):
+            raise AudioError(f"The 'bytes' of an audio item are a {type(audio['bytes']).__name__}: expected bytes.")
         return _decode(io.BytesIO(audio["bytes"]), Path(path or "").suffix, str(path or "The audio item"))
     if path is not None:
         return _load_file(Path(path))
@@ -233,6 +241,8 @@ def _from_samples(samples: Any, sampling_rate: Any) -> Float[Tensor, "samples"]:
     rate = _checked_rate(sampling_rate)
     if isinstance(samples, np.ndarray):
         samples = _to_tensor(samples)
+    if samples.is_nested or samples.layout != torch.strided or samples.is_meta:
+        raise AudioError(f"A {samples.layout} tensor on {samples.device} holds no samples: expected a dense one.")
     if samples.dtype in _INTEGERS:
         full_scale, silence = _INTEGERS[samples.dtype]
         samples = (samples.float() - silence) / full_scale

@@ -17,6 +17,7 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
 from hooked_whisper.config import HookedWhisperConfig, StackConfig
+from hooked_whisper.errors import ConfigError
 from hooked_whisper.kv_cache import KeyValueCache
 from hooked_whisper.step_kernels import attend_step, linear_few_rows, takes_step
 
@@ -47,7 +48,10 @@ def see(point: ActivationPoint, x: Tensor) -> Tensor:
         return x
     if point._backward_hooks and not x.requires_grad and torch.is_grad_enabled():
         x = x.detach().requires_grad_()  # nothing before it wants a gradient (frozen weights), but the hook does
-    return point(x)
+    shown = point(x)
+    if not isinstance(shown, Tensor):
+        raise ConfigError(f"A hook on {point.name!r} returned {type(shown).__name__}: expected a tensor, or None.")
+    return shown
 
 
 def see_kept(point: ActivationPoint, x: Tensor) -> Tensor:

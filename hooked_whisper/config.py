@@ -126,8 +126,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"Unknown device {device!r}: expected 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
-    here = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(resolved.type, True):
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if resolved.type not in here:
+        raise ConfigError(f"Device {str(resolved)!r} is of a kind unknown here: expected 'cpu', 'cuda' or 'mps'.")
+    if not here[resolved.type]:
         raise ConfigError(
             f"Device {str(resolved)!r} is not available on this machine (torch {torch.__version__}). "
             "Leave device out to take the best one there is, or use 'cpu'."

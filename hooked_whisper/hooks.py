@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from transformer_lens.hook_points import HookPoint
 
 from hooked_whisper.axes import axes
 from hooked_whisper.components import ActivationPoint
-from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.config import HookedWhisperConfig, resolve_device
 from hooked_whisper.errors import ConfigError, HookNameError, did_you_mean
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -67,6 +67,8 @@ class HookedModule(HookedRootModule):
 
     def hook_names(self, pattern: str = "*") -> list[str]:
         """Names of all hook points that are computed under the present options, matching `pattern`."""
+        if not isinstance(pattern, str):
+            raise HookNameError(f"A pattern is a string, such as 'encoder.*', got {pattern!r}.")
         return [name for name in self.hook_dict if self._is_on(name) and fnmatch.fnmatchcase(name, pattern)]
 
     def _is_on(self, name: str) -> bool:
@@ -96,6 +98,8 @@ class HookedModule(HookedRootModule):
                     "`model.hook_names()` lists them."
                 )
             return found
+        if not isinstance(names, str | Iterable):
+            raise HookNameError(f"Hooks are named by a string, a list of strings or a function; got {names!r}.")
         wanted = [names] if isinstance(names, str) else list(names)
         if not wanted:
             raise HookNameError("An empty list of hook names was given: name at least one, or None for all.")
@@ -154,6 +158,12 @@ class HookedModule(HookedRootModule):
         """
         if name is None:
             raise HookNameError("A hook needs a name, a pattern with '*', or a function of names; got None.")
+        if not callable(hook):
+            raise ConfigError(
+                f"The hook on {name!r} cannot be called: expected a function of (activation, hook), got {hook!r}."
+            )
+        if dir not in ("fwd", "bwd"):
+            raise ConfigError(f"Unknown direction {dir!r} of a hook: expected 'fwd' or 'bwd'.")
         for found in self.resolve_names(name):
             self.hook_dict[found].add_hook(hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend)
 
@@ -175,6 +185,8 @@ class HookedModule(HookedRootModule):
         clear_contexts: bool = False,
     ) -> Iterator[HookedModule]:
         """Hooks for the length of a `with` block; as in TransformerLens, unknown names raise."""
+        _check_pairs("fwd_hooks", fwd_hooks)
+        _check_pairs("bwd_hooks", bwd_hooks)
         with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
             yield self
 
@@ -233,12 +245,13 @@ class HookedModule(HookedRootModule):
     ) -> tuple[dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]]:
         """Hooks that fill a dictionary with activations (and gradients, under `name + "_grad"`)."""
         kept: dict[str, Tensor] = {} if cache is None else cache
+        place = None if device is None else resolve_device(device)
 
         def keep(tensor: Tensor, name: str) -> None:
             if self._generating:  # the pass that counts comes after generation
                 return
             value = tensor.detach()
-            value = value if device is None else value.to(device)
+            value = value if place is None else value.to(place)
             has_batch = axes(name)[0] == "batch"
             kept[name] = value[0] if remove_batch_dim and has_batch else value
 
@@ -305,3 +318,12 @@ class HookedModule(HookedRootModule):
                 together = SCORES_AND_PATTERN if leaf in SCORES_AND_PATTERN else (leaf,)
                 found += [f"{module}.{other}" for other in together]
         return found
+
+
+def _check_pairs(what: str, hooks: object) -> None:
+    """Raises ConfigError unless `hooks` is a list of pairs (name, function)."""
+    pairs = hooks if isinstance(hooks, Sequence) and not isinstance(hooks, str) else [None]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ConfigError(
+            f"{what} is a list of pairs (name, function), such as [('encoder.hook_out', function)]; got {hooks!r}."
+        )

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_whisper.errors import LanguageError, TextError
+from hooked_whisper.errors import AudioError, LanguageError, TextError
 from hooked_whisper.tokenizer import Tokenizer
 
 # A string, tokens, one of either for each clip, or None for the model's own greedy transcript.
 TextInput = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
 
 TASKS = ("transcribe", "translate")
+_NUMBERS = int | np.integer
 
 
 @dataclass
@@ -26,6 +28,26 @@ class DecoderInput:
     tokens: Int[Tensor, "batch pos"]
     token_mask: Bool[Tensor, "batch pos"]
     prompt_lengths: list[int]
+
+
+def check_mel(mel: Tensor) -> Float[Tensor, "batch mel mel_frame"]:
+    """The spectrogram, if a model can read it.
+
+    Raises:
+        AudioError: not dense floats, no clip, fewer than two frames, or NaN and infinity in it.
+    """
+    if not mel.is_floating_point() or mel.layout != torch.strided or mel.is_meta:
+        raise AudioError(
+            f"A spectrogram of {mel.dtype} ({mel.layout}, on {mel.device}): expected dense floats, as `to_mel` gives."
+        )
+    if mel.shape[0] < 1 or mel.shape[2] < 2:
+        raise AudioError(
+            f"A spectrogram of shape {tuple(mel.shape)}: expected [batch, mel bins, frames of 10 ms] with at least one "
+            "clip and two frames."
+        )
+    if not torch.isfinite(mel).all():
+        raise AudioError("The spectrogram holds NaN or infinity: expected finite numbers. Find where they come from.")
+    return mel
 
 
 def check_task(task: str) -> None:
@@ -44,8 +66,13 @@ def language_codes(
     """
     if language is None or isinstance(language, str):
         given: list[str | None] = [language] * batch
-    else:
+    elif isinstance(language, Sequence):
         given = list(language)
+    else:
+        raise LanguageError(f"A language is a name or a code, or a list of one for each clip; got {language!r}.")
+    for entry in given:
+        if entry is not None and not isinstance(entry, str):
+            raise LanguageError(f"A language is a name or a code, such as 'french' or 'fr'; got {entry!r}.")
     if len(given) != batch:
         raise LanguageError(f"{len(given)} languages were given for {batch} clips: give one, or one for each clip.")
     if all(entry is None for entry in given):
@@ -81,14 +108,25 @@ def _rows(text: object, tokenizer: Tokenizer | None) -> list[list[int]]:
                 f"Tokens must be whole numbers of shape [pos] or [batch, pos], got {text.dtype} of shape "
                 f"{tuple(text.shape)}."
             )
-        return text.long().reshape(-1, text.shape[-1]).tolist()
+        return text.long().tolist() if text.ndim == 2 else [text.long().tolist()]
     if isinstance(text, str):
         return [_tokens(text, tokenizer)]
     if not isinstance(text, Sequence):
         raise TextError(f"Text must be a string, tokens, or a list of either, got {type(text).__name__}.")
-    if len(text) == 0 or isinstance(text[0], int):
-        return [[int(token) for token in text]]  # type: ignore[arg-type]
-    return [_tokens(row, tokenizer) if isinstance(row, str) else [int(t) for t in row] for row in text]  # type: ignore[union-attr]
+    if all(isinstance(token, _NUMBERS) for token in text):
+        return [_numbers(text)]
+    return [_tokens(row, tokenizer) if isinstance(row, str) else _numbers(row) for row in text]
+
+
+def _numbers(row: object) -> list[int]:
+    """Tokens of one clip, given as whole numbers."""
+    if isinstance(row, Tensor):
+        row = row.tolist()
+    if not isinstance(row, Sequence | np.ndarray) or not all(isinstance(token, _NUMBERS) for token in row):
+        raise TextError(
+            f"Expected a text, tokens as whole numbers, or a list of either, one for each clip; got {row!r} among them."
+        )
+    return [int(token) for token in row]
 
 
 def _tokens(text: str, tokenizer: Tokenizer | None) -> list[int]:

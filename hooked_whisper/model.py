@@ -19,6 +19,7 @@ from hooked_whisper.hooks import HookList, NamesFilter
 from hooked_whisper.inputs import (
     DecoderInput,
     TextInput,
+    check_mel,
     check_task,
     language_codes,
     split_text,
@@ -174,7 +175,7 @@ class HookedWhisper(SaeSplicing, GenerativeModel, ModelWeights, WeightProcessing
 
     def _prepare_audio(self, run: Run, audio: AudioInput, sampling_rate: int) -> Tensor:
         if isinstance(audio, Tensor) and audio.ndim == 3:
-            mel = audio.to(self.device, self.dtype)
+            mel = check_mel(audio).to(self.device, self.dtype)
             run.frame_mask = torch.ones(mel.shape[0], mel.shape[2] // 2, dtype=torch.bool, device=self.device)
             return mel
         clips = [clip.to(self.device) for clip in load_batch(audio, sampling_rate)]

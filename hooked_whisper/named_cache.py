@@ -17,7 +17,7 @@ from transformer_lens import ActivationCache
 from hooked_whisper.audio import FRAMES_PER_SECOND
 from hooked_whisper.axes import FRAME_AXES, axes
 from hooked_whisper.cache_summary import one_line, table
-from hooked_whisper.config import HookedWhisperConfig
+from hooked_whisper.config import DTYPES, HookedWhisperConfig, resolve_device
 from hooked_whisper.derived import derive, follows, sources
 from hooked_whisper.errors import CacheError, ConfigError, did_you_mean
 from hooked_whisper.run import Run
@@ -336,16 +336,19 @@ class NamedCache(ActivationCache):
         Activations that share memory go on sharing it.
 
         Raises:
-            CacheError: values that the dtype cannot hold (float16 ends at 65504).
+            CacheError: values that the dtype cannot hold (float16 ends at 65504). ConfigError: no such device or dtype.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
+        if dtype is not None and dtype not in DTYPES.values():
+            raise ConfigError(f"A cache cannot be held in {dtype}: expected one of {', '.join(DTYPES)}.")
+        place = None if device is None else resolve_device(device)
         done: dict[tuple[Any, ...], Tensor] = {}
 
         def move(name: str, value: Tensor) -> Tensor:
             key = same_memory(value)
             if key not in done:
-                moved = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                moved = value.to(device=place, dtype=dtype if value.is_floating_point() else None)
                 if moved.dtype != value.dtype and moved.isinf().sum() != value.isinf().sum():
                     largest = value[value.isfinite()].abs().max().item()
                     raise CacheError(
@@ -357,8 +360,8 @@ class NamedCache(ActivationCache):
         stored = {name: move(name, value) for name, value in self.cache_dict.items()}
         self._whole = {name: move(name, value) for name, value in self._whole.items()}
         self.cache_dict = stored
-        if device is not None:
-            self.run = self.run.to(torch.device(device))
+        if place is not None:
+            self.run = self.run.to(place)
         return self
 
     def half(self) -> Self:

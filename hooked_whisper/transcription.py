@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -113,8 +114,17 @@ def transcribe(
         AudioError, LanguageError, GenerationError: input or options that do not fit.
     """
     check_task(task)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+    for name, count in (("batch_size", batch_size), ("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {count!r}.")
+    _check_fallback(
+        temperature,
+        {
+            "compression_ratio_threshold": compression_ratio_threshold,
+            "logprob_threshold": logprob_threshold,
+            "no_speech_threshold": no_speech_threshold,
+        },
+    )
     clips = [clip.to(model.device) for clip in load_batch(audio, sampling_rate)]
     codes = language_codes(language, len(clips), model.tokenizer)
     generate: dict[str, Any] = {"num_beams": num_beams, "temperature": temperature}
@@ -127,6 +137,7 @@ def transcribe(
     }
     generate |= {name: value for name, value in optional.items() if value is not None}
     if prompt is not None:
+        _check_prompt(model, prompt)
         ids = model._need_tokenizer().hf.get_prompt_ids(prompt, return_tensors="pt")
         generate["prompt_ids"] = torch.as_tensor(ids, device=model.device)
     options = _Options(task, timestamps, word_timestamps, generate)
@@ -145,6 +156,39 @@ def transcribe(
             done[i] = _transcribe(model, mel, [len(clip)], [codes[i]], options)[0]
     transcripts = [done[i] for i in range(len(clips))]
     return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
+
+
+def _check_fallback(temperature: object, thresholds: dict[str, float | None]) -> None:
+    """Raises ConfigError unless temperatures and thresholds are numbers that transformers can go by together."""
+    given = list(temperature) if isinstance(temperature, Sequence) else [0.0 if temperature is None else temperature]
+    if isinstance(temperature, str) or not given or not all(_is_number(one) and one >= 0 for one in given):
+        raise ConfigError(f"temperature is a number of at least 0, or a sequence of them, got {temperature!r}.")
+    for name, threshold in thresholds.items():
+        if threshold is not None and not _is_number(threshold):
+            raise ConfigError(f"{name} must be a number, got {threshold!r}.")
+    if thresholds["no_speech_threshold"] is not None and thresholds["logprob_threshold"] is None:
+        raise ConfigError("no_speech_threshold works only together with logprob_threshold: pass both, as 0.6 and -1.")
+    if thresholds["logprob_threshold"] is not None and len(given) < 2:
+        raise ConfigError(
+            "logprob_threshold tells when to decode again, warmer: pass temperature=FALLBACK_TEMPERATURES, or another "
+            "sequence of two or more."
+        )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_prompt(model: HookedWhisper, prompt: object) -> None:
+    """Raises ConfigError unless `prompt` is a text without special tokens."""
+    if not isinstance(prompt, str):
+        raise ConfigError(f"prompt is a text that the model takes for what was said before, got {prompt!r}.")
+    if "<|" not in prompt:
+        return
+    special = sorted(str(model.to_string([token])) for token in model._need_tokenizer().special_ids)
+    found = next((token for token in special if token in prompt), None)
+    if found is not None:
+        raise ConfigError(f"The prompt holds the special token {found}: expected plain text.")
 
 
 def _transcribe(

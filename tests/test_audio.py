@@ -409,6 +409,10 @@ def test_torchcodec_decoders() -> None:
         ({"audio": {}, "text": "a"}, r"Pass its 'audio' entry"),
         ({"array": np.zeros(4)}, r"needs its 'sampling_rate' in Hz"),
         ({"bytes": b"", "path": "a.wav"}, r"a\.wav is empty"),
+        ({"bytes": "text"}, "The 'bytes' of an audio item are a str: expected bytes"),
+        ({"path": 5}, "The 'path' of an audio item is 5: expected a path"),
+        ({"array": [[1.0], [1.0, 2.0]], "sampling_rate": 16_000}, "a list of other things than samples"),
+        ({"array": torch.zeros(9).to_sparse(), "sampling_rate": 16_000}, "torch.sparse_coo .*: expected a dense one"),
     ],
 )
 def test_items_that_are_none(item: dict[str, Any], message: str) -> None:

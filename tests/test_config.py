@@ -52,6 +52,9 @@ def test_devices() -> None:
     assert resolve_device(None).type == best
     with pytest.raises(ConfigError, match="Unknown device 'gpu': expected 'cpu', 'cuda', 'cuda:1' or 'mps'"):
         resolve_device("gpu")
+    for kind in ("meta", "xpu"):
+        with pytest.raises(ConfigError, match=f"'{kind}' is of a kind unknown here: expected 'cpu', 'cuda' or 'mps'"):
+            resolve_device(kind)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has the device")

@@ -402,3 +402,19 @@ def test_an_edit_in_an_outer_context_does_not_reach_back_into_a_cache(
     assert torch.equal(cache[before], plain[before])
     assert not cache[after].any()
     assert not any(point.guard for point in model.hook_dict.values())
+
+
+def test_hooks_that_return_no_tensor(model: HookedWhisper, inputs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ConfigError, match="A hook on 'encoder.hook_out' returned int: expected a tensor, or None"):
+        model.run_with_hooks(*inputs, fwd_hooks=[("encoder.hook_out", lambda x, hook: 5)])
+    assert model.list_hooks() == {}
+
+
+def test_a_cache_on_a_device_that_is_not_there(model: HookedWhisper, inputs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
+        model.run_with_cache(*inputs, device="gpu")
+    _, cache = model.run_with_cache(*inputs, names_filter="hook_mel")
+    with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
+        cache.to("gpu")
+    with pytest.raises(ConfigError, match="A cache cannot be held in torch.int8: expected one of float32"):
+        cache.to(torch.int8)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooked_whisper import HookedWhisper, LanguageError, TextError
+from hooked_whisper import AudioError, HookedWhisper, LanguageError, TextError
 from hooked_whisper.inputs import DecoderInput, _rows, check_task, language_codes, split_text, text_loss, with_prompts
 
 CPU = torch.device("cpu")
@@ -41,7 +42,8 @@ def test_split_text_takes_strings_tokens_and_one_for_all(whisper_base: HookedWhi
     for given_as in ("hello", ["hello"], hello, [hello], torch.tensor(hello), torch.tensor([hello])):
         assert split_text(given_as, 1, tokenizer, 51865) == [hello]
     assert split_text("hello", 3, tokenizer, 51865) == [hello] * 3
-    assert split_text("", 1, tokenizer, 51865) == [[]]
+    for nothing in ("", [], torch.tensor([], dtype=torch.long), torch.zeros(1, 0, dtype=torch.long)):
+        assert split_text(nothing, 1, tokenizer, 51865) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,10 @@ def test_text_that_does_not_fit(whisper_base: HookedWhisper, text: object, messa
 def test_text_of_another_kind() -> None:
     with pytest.raises(TextError, match="string, tokens, or a list of either, got float"):
         _rows(3.5, None)
+    for rows, wrong in (([[1], None, [2]], "None"), ([1, "a"], "1"), ([[["a"]]], r"\[\['a'\]\]"), ([0.5, 1.0], "0.5")):
+        with pytest.raises(TextError, match=f"tokens as whole numbers, or a list .*; got {wrong} among them"):
+            _rows(rows, None)
+    assert _rows(list(np.array([5, 6])), None) == [[5, 6]]
 
 
 def test_over_the_context(whisper_base: HookedWhisper) -> None:
@@ -111,3 +117,20 @@ def test_loss_is_the_mean_over_text_and_end_tokens(batch: int, data: st.DataObje
     each = text_loss(logits, fed, eot, per_token=True)
     assert int((each != 0).sum()) == len(wanted)
     torch.testing.assert_close(each.sum(), torch.stack(wanted).sum())
+
+
+@pytest.mark.parametrize(
+    ("mel", "message"),
+    [
+        (torch.zeros(1, 80, 0), r"shape \(1, 80, 0\): expected .* at least one clip and two frames"),
+        (torch.zeros(0, 80, 300), "at least one clip"),
+        (torch.zeros(1, 80, 300, dtype=torch.complex64), "torch.complex64 .*: expected dense floats"),
+        (torch.zeros(1, 80, 300, dtype=torch.long), "expected dense floats"),
+        (torch.zeros(1, 80, 300).to_sparse(), "expected dense floats"),
+        (torch.zeros(1, 80, 300, device="meta"), "on meta.*: expected dense floats"),
+        (torch.full((1, 80, 300), torch.nan), "holds NaN or infinity"),
+    ],
+)
+def test_a_spectrogram_that_no_model_can_read(whisper_base: HookedWhisper, mel: torch.Tensor, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        whisper_base.encode(mel)

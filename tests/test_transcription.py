@@ -106,8 +106,19 @@ def test_what_is_refused(whisper_base: HookedWhisper) -> None:
         whisper_base.transcribe(path, language="elvish")
     with pytest.raises(LanguageError, match="Unknown task"):
         whisper_base.transcribe(path, task="sing")
-    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
-        whisper_base.transcribe(path, batch_size=0)
+    for options, message in (
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"num_beams": 0}, "num_beams must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": -3}, "max_new_tokens must be a whole number of at least 1, got -3"),
+        ({"temperature": []}, r"temperature is a number of at least 0, or a sequence of them, got \[\]"),
+        ({"temperature": float("nan")}, "temperature is a number of at least 0, .* got nan"),
+        ({"compression_ratio_threshold": float("inf")}, "compression_ratio_threshold must be a number, got inf"),
+        ({"no_speech_threshold": 0.6}, "works only together with logprob_threshold: pass both"),
+        ({"logprob_threshold": -1.0}, "pass temperature=FALLBACK_TEMPERATURES"),
+        ({"prompt": "then <|endoftext|>"}, r"holds the special token <\|endoftext\|>: expected plain text"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            whisper_base.transcribe(path, **options)
     with pytest.raises(AudioError, match="transcribe"):
         whisper_base(torch.zeros(31 * 16_000))  # forward says who takes longer audio
     with pytest.raises(TypeError, match="beam"):
