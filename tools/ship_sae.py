@@ -21,9 +21,12 @@ SHIPPED = Path(__file__).resolve().parent.parent / "saes" / "shipped"
 def ship(run: Path, name: str, shipped: Path = SHIPPED) -> Path:
     """Writes the SAE of a run as float16 into `shipped/name`, with the run's settings and figures beside it."""
     folder = shipped / name
+    readme = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+    if readme is not None:  # written by hand: its figures are to be brought up to date
+        (folder / "README.md").write_text(readme, encoding="utf-8")
     sae = load_sae(run)
     largest = max(weight.abs().max().item() for weight in sae.state_dict().values())
     if largest > torch.finfo(torch.float16).max:
