@@ -83,7 +83,7 @@ class Reading:
         return torch.from_numpy(token_times(chosen, chosen.shape[-1])).mean(1).float()
 
     def timing_error(self, heads: Sequence[Head], *, least: float = 1.0) -> float:
-        """Median distance in seconds of `head_times` to `times`, over the tokens that lose `least` nats; NaN without any.
+        """Median distance in seconds of `head_times` to `times`, over tokens that lose `least` nats; NaN without any.
 
         Raises:
             AnalysisError: as `head_times`.
@@ -249,9 +249,9 @@ def read_tokens(
         raise AnalysisError(f"width={width} and step={step} must be at least 1 frame.")
     if heads is not None:
         check_heads(heads, model.cfg.decoder.n_layers, model.cfg.decoder.n_heads)
-    layers = range(model.cfg.decoder.n_layers)
-    names = ["encoder.hook_out", *(_PATTERN.format(layer) for layer in layers)]
     with torch.no_grad():
+        # Not the patterns: every step of a transcript would compute them openly.
+        names = ["encoder.hook_out", "hook_logits"]
         _, cache = model.run_with_cache(audio, text, language=language, names_filter=names)
         clips = range(cache.n_clips)
         bar = tqdm(clips, desc="reading tokens", unit="clip", disable=None if progress is None else not progress)
@@ -269,24 +269,22 @@ def _read_clip(
     spans = tuple((start, min(start + width, n_frames)) for start in range(0, max(1, n_frames - width + step), step))
     spans = tuple(span for span in spans if span[0] < span[1])
     given = torch.tensor([tokens], device=model.device)
+    heard = cache["encoder.hook_out"][clip : clip + 1]
     past = KeyValueCache()
-    clean = _log_probabilities(model.decode(given, cache["encoder.hook_out"][clip : clip + 1], past=past), given, rows)
+    kept, keeping, _ = model.get_caching_hooks([_PATTERN.format(i) for i in range(model.cfg.decoder.n_layers)])
+    with model.hooks(fwd_hooks=keeping):
+        clean = _log_probabilities(model.decode(given, heard, past=past), given, rows)
     effects = torch.empty(len(spans), clean.shape[1])
     for at in range(0, len(spans), _AT_ONCE):
         some = spans[at : at + _AT_ONCE]
-        hidden = torch.zeros(len(some), model.cfg.n_frames, dtype=torch.bool, device=model.device)
+        hidden = torch.zeros(len(some), heard.shape[1], dtype=torch.bool, device=model.device)
         for row, (start, end) in enumerate(some):
             hidden[row, start:end] = True
-        hooks = _hiding(model, hidden, heads)
-        with model.hooks(fwd_hooks=hooks):
-            fed = given.expand(len(some), -1)
-            logits = model.decode(
-                fed, cache["encoder.hook_out"][clip : clip + 1].expand(len(some), -1, -1), past=_Shared(past, len(some))
-            )
+        fed = given.expand(len(some), -1)
+        with model.hooks(fwd_hooks=_hiding(model, hidden, heads)):
+            logits = model.decode(fed, heard.expand(len(some), -1, -1), past=_Shared(past, len(some)))
         effects[at : at + _AT_ONCE] = (clean - _log_probabilities(logits, fed, rows)).cpu()
-    patterns = torch.stack(
-        [cache[_PATTERN.format(i)][clip, :, rows, :n_frames].float().cpu() for i in range(model.cfg.decoder.n_layers)]
-    )
+    patterns = torch.stack([kept[name][0, :, rows, :n_frames].float().cpu() for name in kept])
     return Reading(effects.T.contiguous(), spans, patterns, tuple(model.to_str_tokens(tokens[first:])))
 
 
@@ -327,6 +325,39 @@ def _hiding(model: HookedWhisper, hidden: Tensor, heads: Sequence[Head] | None) 
         return hide
 
     return [(_SCORES.format(layer), hook(layer)) for layer in range(n_layers) if bool(deaf[layer].any())]
+
+
+def without_heads(heads: Sequence[Head]) -> list[tuple[str, HookFunction]]:
+    """Hooks that knock out cross-attention heads: they read nothing, for `model.hooks(fwd_hooks=...)`."""
+
+    def hook(of_layer: list[int]) -> HookFunction:
+        def knock_out(pattern: Tensor, hook: HookPoint) -> Tensor:
+            pattern = pattern.clone()
+            pattern[:, of_layer] = 0
+            return pattern
+
+        return knock_out
+
+    layers = sorted({layer for layer, _ in heads})
+    return [(_PATTERN.format(layer), hook([h for of, h in heads if of == layer])) for layer in layers]
+
+
+def view_heads(reading: Reading, heads: Sequence[Head]) -> Any:
+    """A circuitsvis view: the text, each token coloured by the second at which a head, of those named, looks.
+
+    Raises:
+        AnalysisError: no heads, or one that the model does not have. MissingExtraError: circuitsvis is not installed.
+    """
+    check_heads(heads, *reading.patterns.shape[:2])
+    try:
+        from circuitsvis.tokens import colored_tokens_multi
+    except ImportError as error:
+        raise MissingExtraError(
+            "This view needs circuitsvis, which cannot be imported: pip install 'hooked-whisper[analysis]'."
+        ) from error
+    seconds = torch.stack([reading.patterns[head].argmax(-1) for head in heads], dim=-1) / FRAMES_PER_SECOND
+    labels = [f"{layer}.{head}" for layer, head in heads]
+    return colored_tokens_multi(list(reading.labels), seconds, labels=labels)
 
 
 def check_heads(heads: Sequence[Head], n_layers: int, n_heads: int) -> None:

@@ -1,0 +1,81 @@
+"""Which cross-attention heads carry word timing? Found by hiding audio, on real speech in five languages.
+
+python examples/word_timing_heads.py            # one sentence in five languages
+python examples/word_timing_heads.py 9          # all nine sentences that were not used to develop the score
+
+Checked against the heads that OpenAI publishes for word times, of which the score knows nothing, and by hiding audio
+from the heads that it finds, and from all others.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+import torch
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.analysis.alignment_heads import AlignmentScores, Reading, read_tokens
+from hooked_whisper.speech import Clip, clips
+
+# Sentences on which the score was developed; every other key in alphabetical order, and one that was looked at first.
+DEVELOPMENT = {*sorted({clip.key for clip in clips()})[::2], "conf-leaderhasleft"}
+TOP = 8
+INTERVENTIONS = 2  # clips
+
+
+def main() -> None:
+    """Ranks the heads on held-out clips and prints what it finds."""
+    n_keys = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    keys = sorted({clip.key for clip in clips()} - DEVELOPMENT)[:n_keys]
+    chosen = [clip for key in keys for clip in clips(key=key)]
+    model = HookedWhisper.from_pretrained("openai/whisper-base")
+    readings = [read(model, clip) for clip in chosen]
+    scores = AlignmentScores(torch.stack([reading.scores() for reading in readings]))
+    published = model.cfg.alignment_heads
+    ranking = scores.ranking()
+    print(f"{len(chosen)} clips that were not used to develop the score, {len(ranking)} heads; * is published")
+    for place, head in enumerate(ranking[:12], start=1):
+        mark = "*" if head in published else " "
+        print(f"{place:3}. {head[0]}.{head[1]}{mark} {float(scores.scores[head]):.2f}")
+    print(f"{len(scores.found(published, 10))} of the {len(published)} published heads are among the first 10")
+    for language in dict.fromkeys(clip.language for clip in chosen):
+        rows = [i for i, clip in enumerate(chosen) if clip.language == language]
+        print(f"  {language} alone: {len(AlignmentScores(scores.per_clip[rows]).found(published, 10))}")
+
+    top, rest = ranking[:TOP], ranking[TOP:]
+    late = [head for head in rest if head[0] >= model.cfg.decoder.n_layers // 2]
+    print("word times: median distance to where hiding audio costs a token most")
+    for name, heads in {
+        f"the first {TOP}": top,
+        "published": published,
+        "all": ranking,
+        "all but the first": rest,
+    }.items():
+        print(f"  {name:18} {error(readings, heads):.2f} s")
+    print(
+        f"hiding audio from some heads only, the worst stretch for each token, {min(INTERVENTIONS, len(chosen))} clips:"
+    )
+    for name, heads in {
+        "all": ranking,
+        f"the first {TOP}": top,
+        f"{TOP} others": late[-TOP:],
+        "all but the first": rest,
+    }.items():
+        cost = [float(read(model, clip, heads=heads).weights.mean()) for clip in chosen[:INTERVENTIONS]]
+        print(f"  {name:18} {statistics.mean(cost):.2f} nats a token")
+
+
+def read(model: HookedWhisper, clip: Clip, heads: list[tuple[int, int]] | None = None) -> Reading:
+    """Where the decoder reads each token of a clip."""
+    return read_tokens(model, clip.path, language=clip.language, heads=heads, progress=False)[0]
+
+
+def error(readings: list[Reading], heads: list[tuple[int, int]]) -> float:
+    """Median over clips of how far word times by some heads are off, in seconds."""
+    found = [reading.timing_error(heads) for reading in readings]
+    return statistics.median(seconds for seconds in found if seconds == seconds)  # NaN: no token is read sharply
+
+
+if __name__ == "__main__":
+    main()
