@@ -15,18 +15,44 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_whisper.audio import AudioInput
+from hooked_whisper.audio import SAMPLE_RATE, AudioInput
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.inputs import TextInput, language_codes, split_text, with_prompts
 from hooked_whisper.model import HookedWhisper
+from hooked_whisper.run import Run
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What one run is given: spectrograms and the tokens that the decoder is fed, prompt included."""
+    """What one run is given: spectrograms and the tokens that the decoder is fed, prompt included.
+
+    `frame_mask` is False where a clip's window is padded, `token_mask` where its tokens are; None where nothing tells.
+    """
 
     mel: Float[Tensor, "batch mel mel_frame"]
     tokens: Int[Tensor, "batch pos"]
+    frame_mask: Bool[Tensor, "batch frame"] | None = None
+    token_mask: Bool[Tensor, "batch pos"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: HookedWhisper,
+        audio: AudioInput,
+        text: TextInput = "",
+        *,
+        language: str | Sequence[str | None] | None = None,
+        task: str = "transcribe",
+        timestamps: bool = False,
+    ) -> ModelInput:
+        """From audio and text, as `Contrast.of` takes them.
+
+        Raises:
+            AnalysisError: no language, and a text without a prompt of its own.
+        """
+        mel, frame_mask = _spectrograms(model, audio)
+        tokens, token_mask, _ = _tokens(model, text, len(mel), language, task, timestamps)
+        return cls(mel, tokens, frame_mask, token_mask)
 
     def logits(self, model: HookedWhisper) -> Float[Tensor, "batch pos vocab"]:
         """The model's logits, hooks active; with a gradient unless it is switched off."""
@@ -34,6 +60,12 @@ class ModelInput:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def select(self, clips: Sequence[int]) -> ModelInput:
+        """The same for some of the clips."""
+        rows = list(clips)
+        masks = (None if mask is None else mask[rows] for mask in (self.frame_mask, self.token_mask))
+        return ModelInput(self.mel[rows], self.tokens[rows], *masks)
 
 
 @dataclass(frozen=True)
@@ -75,8 +107,8 @@ class Contrast:
         """
         if corrupted is None and corrupted_text is None:
             raise AnalysisError("Nothing differs: pass corrupted=, corrupted_text=, or both.")
-        mel = model.to_mel(clean)
-        other = mel if corrupted is None else model.to_mel(corrupted)
+        mel, frames = _spectrograms(model, clean)
+        other, other_frames = (mel, frames) if corrupted is None else _spectrograms(model, corrupted)
         if mel.shape != other.shape:
             raise AnalysisError(
                 f"The clean side has spectrograms {tuple(mel.shape)}, the corrupted one {tuple(other.shape)}: expected "
@@ -93,7 +125,8 @@ class Contrast:
                 f"{other_mask.sum(1).tolist()}, prompt included: positions can be compared only if the two are of the "
                 "same length. Choose words of as many tokens (model.to_str_tokens shows them)."
             )
-        return cls(ModelInput(mel, tokens), ModelInput(other, other_tokens), mask, lengths)
+        sides = ModelInput(mel, tokens, frames, mask), ModelInput(other, other_tokens, other_frames, mask)
+        return cls(*sides, mask, lengths)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -101,9 +134,8 @@ class Contrast:
     def select(self, clips: Sequence[int]) -> Contrast:
         """The same for some of the clips."""
         rows = list(clips)
-        clean = ModelInput(self.clean.mel[rows], self.clean.tokens[rows])
-        corrupted = ModelInput(self.corrupted.mel[rows], self.corrupted.tokens[rows])
-        return Contrast(clean, corrupted, self.token_mask[rows], tuple(self.prompt_lengths[i] for i in rows))
+        lengths = tuple(self.prompt_lengths[i] for i in rows)
+        return Contrast(self.clean.select(rows), self.corrupted.select(rows), self.token_mask[rows], lengths)
 
     @property
     def prompt_length(self) -> int:
@@ -115,6 +147,13 @@ class Contrast:
         if len(set(self.prompt_lengths)) > 1:
             raise AnalysisError(f"The clips' prompts are of different lengths: {list(self.prompt_lengths)}.")
         return self.prompt_lengths[0]
+
+
+def _spectrograms(model: HookedWhisper, audio: AudioInput) -> tuple[Tensor, Tensor | None]:
+    """Spectrograms, and where they hold audio; nothing tells that of audio that comes as spectrograms."""
+    run = Run()
+    mel = model._prepare_audio(run, audio, SAMPLE_RATE)
+    return mel, None if run.n_samples is None else run.frame_mask
 
 
 def _tokens(

@@ -31,7 +31,7 @@ def plot_nodes(nodes: Sequence[Node], values: Float[Tensor, " node"], label: str
 
     kinds: dict[str, list[int]] = {}
     for i, node in enumerate(nodes):
-        kinds.setdefault(_kind(node), []).append(i)
+        kinds.setdefault(node.kind, []).append(i)
     tables = [_table([nodes[i] for i in chosen], values[chosen].tolist()) for chosen in kinds.values()]
     heights = [0.24 * len(rows) + 0.9 for rows, _, _ in tables]
     widest = max(len(columns) for _, columns, _ in tables)
@@ -46,7 +46,7 @@ def plot_nodes(nodes: Sequence[Node], values: Float[Tensor, " node"], label: str
         step_x, step_y = (math.ceil(len(names) / _MOST_LABELS) for names in (columns, rows))
         ax.set_xticks(range(0, len(columns), step_x), columns[::step_x])
         ax.set_yticks(range(0, len(rows), step_y), rows[::step_y])
-        ax.set_title(kind, loc="left", fontsize=9, color=INK)
+        ax.set_title(_title(kind), loc="left", fontsize=9, color=INK)
         ax.tick_params(colors=MUTED, labelsize=8, length=2)
         for spine in ax.spines.values():
             spine.set_color(RULE)
@@ -57,10 +57,9 @@ def plot_nodes(nodes: Sequence[Node], values: Float[Tensor, " node"], label: str
     return figure
 
 
-def _kind(node: Node) -> str:
-    """What a node is, without layer, head, unit and span: "decoder cross_attn.hook_z"."""
-    layer = node.layer
-    text = node.hook if layer is None else node.hook.replace(f".blocks.{layer}.", " ", 1)
+def _title(kind: str) -> str:
+    """ "decoder cross-attention heads" for a kind of node."""
+    text = kind.replace(".blocks.*.", " ")
     return text.replace("cross_attn.hook_z", "cross-attention heads").replace("attn.hook_z", "self-attention heads")
 
 

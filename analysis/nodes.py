@@ -75,6 +75,11 @@ class Node:
         return None if found is None else int(found[1])
 
     @property
+    def kind(self) -> str:
+        """The hook whatever the layer, "decoder.blocks.*.cross_attn.hook_z": what nodes of one sort share."""
+        return re.sub(r"\.blocks\.\d+\.", ".blocks.*.", self.hook)
+
+    @property
     def position_axis(self) -> str:
         """ "frame" or "pos" (or the like as keys): what a span counts."""
         return next(name for name in axes(self.hook) if name in _POSITIONS or name == "mel_frame")

@@ -8,6 +8,7 @@ apart will take variants for clips.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from hooked_whisper.analysis.nodes import Node, by_hook
 from hooked_whisper.axes import axes
 from hooked_whisper.components import see
 from hooked_whisper.errors import AnalysisError
+from hooked_whisper.hooks import StopForward
 from hooked_whisper.kv_cache import KeyValueCache
 from hooked_whisper.model import HookedWhisper
 from hooked_whisper.spliced_sae import SAE_PREFIX
@@ -172,23 +174,23 @@ class RecordedRun:
         return see(self.model.hook_logits, logits)
 
     def activations(self, start: Start, hooks: Sequence[str]) -> dict[str, Tensor]:
-        """What these hooks saw, from a run that is taken up at `start` and goes no further than it must."""
+        """What these hooks saw, from a run that is taken up at `start` and ends when all of them have fired."""
         kept: dict[str, Tensor] = {}
 
         def keep(activation: Tensor, hook: Any) -> None:
             kept[str(hook.name)] = activation.clone()
+            if len(kept) == len(hooks):
+                raise StopForward(activation)
 
-        order = list(self.model.hook_dict)
-        last = max(hooks, key=order.index)
-        by_head = self.model.cfg.use_split_qkv_input or self.model.cfg.use_attn_in  # these fire out of the order listed
         rows = torch.arange(len(self), device=self.encoder_out.device)
-        with self.model.hooks(fwd_hooks=[(hook, keep) for hook in hooks]):
-            self.model._stoppable(None if by_head else last, self.logits_from, start, rows)
+        with self.model.hooks(fwd_hooks=[(hook, keep) for hook in hooks]), contextlib.suppress(StopForward):
+            self.logits_from(start, rows)
         return kept
 
 
 # What to put into nodes: for each, a number, or a tensor [batch ...] (or [1 ...], for all clips) of its own shape.
 Values = Mapping[Node, "Tensor | float"]
+Until = Literal["logits", "frames"]
 
 
 @dataclass(frozen=True)
@@ -224,28 +226,46 @@ def run_chunk(
     values: Values,
     batch_size: int,
     *,
-    until: Literal["logits", "frames"] = "logits",
+    until: Until = "logits",
 ) -> Iterator[tuple[int, Tensor]]:
     """For each node of a chunk its number and the output [batch ...] of the run in which it alone is replaced."""
+    sets = [[chosen[number]] for number in chunk.numbers]
+    return zip(chunk.numbers, run_sets(recorded, chunk.start, sets, values, batch_size, until=until), strict=True)
+
+
+def run_sets(
+    recorded: RecordedRun,
+    start: Start,
+    sets: Sequence[Sequence[Node]],
+    values: Values,
+    batch_size: int,
+    *,
+    until: Until = "logits",
+) -> list[Tensor]:
+    """For each set of nodes the output [batch ...] of the run in which all of them are replaced.
+
+    Args:
+        start: at or before the start of every node.
+        batch_size: rows (sets times clips) of one pass at most.
+    """
     batch = len(recorded)
-    rows = [(number, clip) for number in chunk.numbers for clip in range(batch)]
+    rows = [(number, clip) for number in range(len(sets)) for clip in range(batch)]
+    run = recorded.logits_from if until == "logits" else recorded.frames_from
     outputs = []
     for at in range(0, len(rows), batch_size):
         some = rows[at : at + batch_size]
         clips = torch.tensor([clip for _, clip in some], device=recorded.encoder_out.device)
-        run = recorded.logits_from if until == "logits" else recorded.frames_from
-        with recorded.model.hooks(fwd_hooks=_hooks([(chosen[number], clip) for number, clip in some], values)):
-            outputs.append(run(chunk.start, clips))
-    joined = torch.cat(outputs)
-    for i, number in enumerate(chunk.numbers):
-        yield number, joined[i * batch : (i + 1) * batch]
+        with recorded.model.hooks(fwd_hooks=_hooks([(sets[number], clip) for number, clip in some], values)):
+            outputs.append(run(start, clips))
+    return list(torch.cat(outputs).split(batch))
 
 
-def _hooks(rows: Sequence[tuple[Node, int]], values: Values) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that put into each row of a batch the value of its node for its clip."""
+def _hooks(rows: Sequence[tuple[Sequence[Node], int]], values: Values) -> list[tuple[str, Callable[..., Tensor]]]:
+    """Hooks that put into each row of a batch the values of its nodes for its clip."""
     placed: dict[str, list[tuple[int, Node, int]]] = {}
-    for row, (node, clip) in enumerate(rows):
-        placed.setdefault(node.hook, []).append((row, node, clip))
+    for row, (chosen, clip) in enumerate(rows):
+        for node in chosen:
+            placed.setdefault(node.hook, []).append((row, node, clip))
 
     def hook_for(here: list[tuple[int, Node, int]]) -> Callable[..., Tensor]:
         def replace(activation: Tensor, hook: Any) -> Tensor:

@@ -46,8 +46,12 @@ from hooked_whisper.model import HookedWhisper
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Direction = Literal["denoise", "noise"]
 DIRECTIONS = ("denoise", "noise")
+if TYPE_CHECKING:
+    Direction = Literal["denoise", "noise"]
+    Shown = Literal["normalized", "change", "effects"]
+else:
+    Direction = Shown = str  # checked here, with a message that says more than a type checker's
 BATCH_SIZE = 8  # rows; one of 30 s takes about 100 MB in whisper-base's encoder
 FORMAT = 1
 _SAME = 1e-9  # of the larger metric: below this, a difference is rounding
@@ -102,7 +106,7 @@ class PatchingResult:
         order = means.argsort(descending=True, stable=True)[:n].tolist()
         return [(self.nodes[i], float(means[i])) for i in order]
 
-    def plot(self, *, values: Literal["normalized", "change", "effects"] = "normalized") -> Figure:
+    def plot(self, *, values: Shown = "normalized") -> Figure:
         """A heatmap for each kind of node: layers down, heads or windows to the right; mean over clips.
 
         Raises:
@@ -251,3 +255,142 @@ def _checked(model: HookedWhisper, nodes: Sequence[Node], direction: str) -> lis
 
 def _hidden(progress: bool | None) -> bool | None:
     return None if progress is None else not progress
+
+
+@dataclass(frozen=True)
+class TranscriptPatching:
+    """What the model writes when a node of the encoder comes from the other run.
+
+    Attributes:
+        nodes: in the order given.
+        clean, corrupted: the greedy transcripts of the two runs as they are.
+        patched: for each node, those of the patched run.
+        word_errors: edits between the clean transcript and the patched one, after normalising both.
+        corrupted_errors: the same for the corrupted transcript.
+        words: of the clean transcript.
+        direction: "denoise" or "noise".
+    """
+
+    nodes: tuple[Node, ...]
+    clean: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    patched: tuple[tuple[str, ...], ...]
+    word_errors: Float[Tensor, "node batch"]
+    corrupted_errors: Float[Tensor, " batch"]
+    words: Float[Tensor, " batch"]
+    direction: Direction
+
+    @property
+    def wer(self) -> Float[Tensor, " node"]:
+        """Word error rate against the clean transcripts, over all clips together, as a fraction."""
+        return self.word_errors.sum(1) / self.words.sum()
+
+    @property
+    def corrupted_wer(self) -> float:
+        """Word error rate of the corrupted run's transcripts."""
+        return float(self.corrupted_errors.sum() / self.words.sum())
+
+    def plot(self) -> Figure:
+        """A heatmap of word error rates for each kind of node.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from hooked_whisper.analysis.node_plots import plot_nodes
+
+        return plot_nodes(self.nodes, self.wer, f"word error rate against the clean transcript ({self.direction})")
+
+
+@torch.no_grad()
+def patch_transcripts(
+    model: HookedWhisper,
+    contrast: Contrast,
+    nodes: Sequence[Node],
+    *,
+    direction: Direction = "denoise",
+    batch_size: int = BATCH_SIZE,
+    progress: bool | None = None,
+) -> TranscriptPatching:
+    """The transcripts that follow when one node of the encoder is patched, and their word error rates.
+
+    The decoder writes greedily, by itself, under the language and task of the contrast's prompt; the contrast's text
+    is not read. A sweep costs a transcription for each node and clip.
+
+    Raises:
+        AnalysisError: as `patch`; nodes of the decoder, whose positions are tokens of a text that is not yet written;
+            a clean transcript without words.
+        GenerationError: a model that cannot generate. MissingExtraError: jiwer is not installed.
+    """
+    from hooked_whisper.saes.error_rates import count_errors, text_normalizer
+
+    chosen = _checked(model, nodes, direction)
+    starts = {node: start_of(model, node.hook) for node in chosen}
+    late = next((node for node in chosen if starts[node].in_decoder), None)
+    if late is not None:
+        raise AnalysisError(
+            f"{late} belongs to the decoder: while the model writes, its positions are tokens of its own text, which "
+            "differs between the two runs, so there is nothing to put there. Patch it under a fixed text with patch()."
+        )
+    write = _Writer(model, contrast)
+    clean, corrupted = (RecordedRun(model, side, set(starts.values())) for side in (contrast.clean, contrast.corrupted))
+    recipient, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    said, heard = write(clean.encoder_out), write(corrupted.encoder_out)
+    normalizers = [text_normalizer(code, model.tokenizer) for code in write.codes]
+
+    def errors(texts: Sequence[str]) -> list[float]:
+        found = zip(said, texts, normalizers, strict=True)
+        return [float(count_errors(reference, text, normalize).word_errors) for reference, text, normalize in found]
+
+    words = torch.tensor(
+        [float(len(normalize(text).split())) for text, normalize in zip(said, normalizers, strict=True)]
+    )
+    if not words.all():
+        silent = (words == 0).nonzero()[:, 0].tolist()
+        raise AnalysisError(f"The clean transcripts of clips {silent} have no words, so there is no error rate.")
+    patched: dict[int, tuple[str, ...]] = {}
+    values = _DonorValues(donor)
+    with tqdm(total=len(chosen), desc="patching", unit="node", disable=_hidden(progress)) as bar:
+        for chunk in plan(model, chosen, len(contrast), batch_size):
+            here = values.of(chunk.start, [chosen[number] for number in chunk.numbers])
+            for number, frames in run_chunk(recipient, chunk, chosen, here, batch_size, until="frames"):
+                patched[number] = write(frames)
+                bar.update()
+    texts = tuple(patched[number] for number in range(len(chosen)))
+    counted = torch.tensor([errors(row) for row in texts])
+    return TranscriptPatching(tuple(chosen), said, heard, texts, counted, torch.tensor(errors(heard)), words, direction)
+
+
+class _Writer:
+    """From the encoder's output to greedy transcripts, under the prompts of a contrast's clean side."""
+
+    def __init__(self, model: HookedWhisper, contrast: Contrast) -> None:
+        self._model = model
+        tokenizer = model._need_tokenizer()
+        names = {token: code for code, token in tokenizer.languages.items()}
+        lengths = contrast.prompt_lengths
+        prompts = [row[:length] for row, length in zip(contrast.clean.tokens.tolist(), lengths, strict=True)]
+        codes = [next((names[token] for token in prompt if token in names), None) for prompt in prompts]
+        if tokenizer.is_multilingual and None in codes:
+            raise AnalysisError(
+                f"The prompt of clip {codes.index(None)} names no language: build the contrast with one."
+            )
+        tasks = {"translate" if tokenizer.translate in prompt else "transcribe" for prompt in prompts}
+        timed = {tokenizer.no_timestamps not in prompt for prompt in prompts}
+        if len(tasks) > 1 or len(timed) > 1:
+            raise AnalysisError("The clips' prompts ask for different tasks: patch those of each task on their own.")
+        self._task, self._timestamps = tasks.pop(), timed.pop()
+        self.codes = codes
+
+    def __call__(self, frames: Float[Tensor, "batch frame d_model"]) -> tuple[str, ...]:
+        from hooked_whisper.generation import greedy_tokens
+
+        languages = [code for code in self.codes if code is not None] if self._model.tokenizer.is_multilingual else None  # type: ignore[union-attr]
+        with self._model._as_generation():
+            rows = greedy_tokens(
+                self._model.generation_adapter(),
+                frames,
+                languages=languages,
+                task=self._task,
+                timestamps=self._timestamps,
+            )
+        return tuple(str(self._model.to_string(row, skip_special_tokens=True)).strip() for row in rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hooked_whisper import AnalysisError, HookedWhisper
-from hooked_whisper.analysis.contrast import Contrast
+from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.speech import clips
 
 
@@ -29,6 +29,19 @@ def test_text_can_be_what_differs(whisper_base: HookedWhisper) -> None:
     assert torch.equal(again.clean.tokens, pair.clean.tokens)
 
 
+def test_masks_tell_where_a_clip_ends(whisper_base: HookedWhisper) -> None:
+    chosen = clips("en")[:2]
+    pair = Contrast.of(whisper_base, clean=chosen[0].path, corrupted=chosen[1].path, text=" yes", language="en")
+    for side, clip in ((pair.clean, chosen[0]), (pair.corrupted, chosen[1])):
+        assert side.frame_mask.sum() == pytest.approx(clip.seconds * 50, abs=1)
+        one = ModelInput.of(whisper_base, clip.path, " yes", language="en")
+        assert torch.equal(one.mel, side.mel)
+        assert torch.equal(one.tokens, side.tokens)
+        assert torch.equal(one.frame_mask, side.frame_mask)
+        assert one.token_mask.all()
+    assert ModelInput.of(whisper_base, pair.clean.mel, " yes", language="en").frame_mask is None
+
+
 def test_some_of_the_clips(whisper_base: HookedWhisper) -> None:
     paths = [clip.path for clip in clips("en")[:3]]
     pair = Contrast.of(
@@ -37,6 +50,8 @@ def test_some_of_the_clips(whisper_base: HookedWhisper) -> None:
     some = pair.select([2, 0])
     assert torch.equal(some.clean.mel, pair.clean.mel[[2, 0]])
     assert torch.equal(some.token_mask, pair.token_mask[[2, 0]])
+    assert pair.clean.frame_mask is not None
+    assert torch.equal(some.clean.frame_mask, pair.clean.frame_mask[[2, 0]])
     assert not some.token_mask.all()
 
 

@@ -48,6 +48,11 @@ def test_a_node_is_what_it_is_written_as(node: Node) -> None:
     assert Node.parse(str(node)) == node
 
 
+def test_nodes_of_a_kind_share_their_hook_whatever_the_layer() -> None:
+    assert Node("decoder.blocks.11.cross_attn.hook_z", head=1).kind == "decoder.blocks.*.cross_attn.hook_z"
+    assert Node("encoder.hook_out", span=(0, 2)).kind == "encoder.hook_out"
+
+
 def test_reading_and_writing_touch_one_place() -> None:
     activation = torch.arange(2 * 6 * 3 * 4.0).reshape(2, 6, 3, 4)  # batch frame head d_head
     node = Node("encoder.blocks.0.attn.hook_z", head=1, span=(2, 4))
