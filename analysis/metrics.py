@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ from hooked_whisper.errors import AnalysisError
 from hooked_whisper.model import HookedWhisper
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Logits to one number for each clip."""
 
