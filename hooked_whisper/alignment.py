@@ -158,8 +158,8 @@ def align_words(model: HookedWhisper, cache: WhisperCache, clip: int = 0) -> lis
         words.append(
             Word(
                 text=text,
-                start=float(times[indices[spoken[0]], 0]),
-                end=float(times[indices[spoken[-1]], 1]),
+                start=round(float(times[indices[spoken[0]], 0]), 2),  # frames are 0.02 s
+                end=round(float(times[indices[spoken[-1]], 1]), 2),
                 tokens=[ids[i] for i in indices],
                 positions=[places[i] for i in indices],
                 probability=None if probabilities is None else float(probabilities[indices].mean()),

@@ -35,27 +35,16 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the 
 DType = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from hooked_whisper import __version__
-
-    typer.echo(__version__)
-
-
-@app.command()
-def hooks(
+@app.command(short_help="See what all this is about, in a minute.")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the page.")] = Path("demo_output"),
     model: Model = DEFAULT_MODEL,
-    pattern: Annotated[str, typer.Option(help="Only names that match, such as 'decoder.*.cross_attn.*'.")] = "*",
-    names: Annotated[bool, typer.Option("--names", help="One full name a line, for every layer.")] = False,
+    device: Device = None,
 ) -> None:
-    """Print the hook table of a model: every activation's name and the axes it has."""
-    from hooked_whisper import HookedWhisper
-    from hooked_whisper.hook_table import format_hook_table, hook_table
+    """Transcribe speech in five languages, look inside, and write pictures and an HTML page."""
+    from hooked_whisper.analysis.demo import run_demo
 
-    loaded = HookedWhisper.from_pretrained(model, device="cpu")
-    found = list(loaded.hook_dict) if pattern == "*" else loaded.resolve_names(pattern)
-    typer.echo("\n".join(found) if names else format_hook_table(hook_table(loaded, found)))
+    run_demo(out, model=model, device=device)
 
 
 @app.command()
@@ -92,23 +81,34 @@ def transcribe(
             typer.echo(found.text)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and the page.")] = Path("demo_output"),
+@app.command(short_help="Print every hook of a model.")
+def hooks(
     model: Model = DEFAULT_MODEL,
-    device: Device = None,
+    pattern: Annotated[str, typer.Option(help="Only names that match, such as 'decoder.*.cross_attn.*'.")] = "*",
+    names: Annotated[bool, typer.Option("--names", help="One full name a line, for every layer.")] = False,
 ) -> None:
-    """Transcribe speech in five languages, look inside, and write pictures and an HTML page."""
-    from hooked_whisper.analysis.demo import run_demo
+    """Print the hook table of a model: every activation's name and the axes it has."""
+    from hooked_whisper import HookedWhisper
+    from hooked_whisper.hook_table import format_hook_table, hook_table
 
-    run_demo(out, model=model, device=device)
+    loaded = HookedWhisper.from_pretrained(model, device="cpu")
+    found = list(loaded.hook_dict) if pattern == "*" else loaded.resolve_names(pattern)
+    typer.echo("\n".join(found) if names else format_hook_table(hook_table(loaded, found)))
 
 
-app.command()(prompts)
-app.command()(harvest)
-app.command()(train)
-app.command()(evaluate)
-app.command()(publish)
+app.command(short_help="Fetch real speech in five languages.")(prompts)
+app.command(short_help="Store activations of a corpus.")(harvest)
+app.command(short_help="Train a sparse autoencoder.")(train)
+app.command(short_help="Evaluate an SAE on speech.")(evaluate)
+app.command(short_help="Publish an SAE on the hub.")(publish)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from hooked_whisper import __version__
+
+    typer.echo(__version__)
 
 
 def main() -> None:

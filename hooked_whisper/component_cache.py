@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -136,6 +137,8 @@ class ComponentCache(StackCache):
         out = take(W_out, neuron_slice, 0, "neuron_slice")
         if project_output_onto is not None:
             out = out @ project_output_onto.to(acts.device, acts.dtype)
+        width = out.numel() // (1 if isinstance(as_index(neuron_slice), int) else out.shape[0])
+        _refuse_beyond_memory(acts.numel() * width * acts.element_size(), 1, acts.device)
         per_neuron = 1 if project_output_onto is None or project_output_onto.ndim == 2 else 0
         return acts[(..., *[None] * per_neuron)] * out
 
@@ -185,6 +188,11 @@ class ComponentCache(StackCache):
         kept = [index] if isinstance(index, int) else index  # a stack has an axis for the neuron in any case
         numbers = take(torch.arange(self.stack.d_mlp), kept, 0, "neuron_slice").tolist()
         parts, labels = [], []
+        if layer:
+            acts = take(self["blocks.0.mlp.hook_post"], pos_slice, -2, "pos_slice")
+            width = self.cfg.d_model if onto.directions is None else onto.directions[0].numel()
+            n_bytes = layer * (acts.numel() // acts.shape[-1]) * len(numbers) * width * acts.element_size()
+            _refuse_beyond_memory(2 * n_bytes, layer, acts.device)  # the parts, and their concatenation
         for i in range(layer):
             results = self.get_neuron_results(i, kept, pos_slice, onto.directions)
             parts.append(onto.rescale(results.movedim(-1 if onto.is_vector else -2, 0)))
@@ -246,6 +254,20 @@ class ComponentCache(StackCache):
         weight = self._module("blocks.0.attn.out").weight
         return torch.stack([weight.new_zeros(weight.shape[0]), *(self._module(m).bias.detach() for m in modules)]).sum(
             0
+        )
+
+
+def _refuse_beyond_memory(n_bytes: int, n_layers: int, device: torch.device) -> None:
+    """Raises ConfigError for what would not fit the machine: a process that runs out of memory is killed unheard."""
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[1]
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if n_bytes > memory:
+        raise ConfigError(
+            f"Neuron by neuron, {n_layers} layer{'s' * (n_layers != 1)} would take {n_bytes / 1e9:.0f} GB, and there "
+            f"are {memory / 1e9:.0f} GB in all: take fewer positions (pos_slice=) or neurons (neuron_slice=), project "
+            "them (project_output_onto=), or take MLPs as wholes (expand_neurons=False)."
         )
 
 
@@ -370,11 +392,7 @@ class DecoderCache(ComponentCache):
         if isinstance(tokens, str):
             if self.model is None or self.model.tokenizer is None:
                 raise TextError(f"The token {tokens!r} needs a tokenizer, and there is none: give its id.")
-            found = self.model.tokenizer.to_tokens(tokens, prefix_space=False)
-            if len(found) != 1:
-                pieces = self.model.tokenizer.to_str_tokens(found)
-                raise TextError(f"{tokens!r} is {len(found)} tokens, {pieces}: give one, by its string or id.")
-            tokens = found[0]
+            tokens = self.model.to_single_token(tokens)
         ids = torch.as_tensor(tokens, device=self._module("unembed").weight.device)
         outside = ids[(ids < 0) | (ids >= self.cfg.d_vocab)]
         if outside.numel():

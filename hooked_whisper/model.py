@@ -211,8 +211,28 @@ class HookedWhisper(SaeSplicing, GenerativeModel, ModelWeights, WeightProcessing
         return see(self.hook_logits, logits)
 
     def to_tokens(self, text: str | list[str]) -> list[int] | list[list[int]]:
-        """Tokens of the text alone, without a prompt."""
+        """Tokens of the text alone, without a prompt; with a space before it, as Whisper begins its transcripts."""
         return self._need_tokenizer().to_tokens(text)
+
+    def to_single_token(self, text: str) -> int:
+        """The token that is exactly `text`, no space added (" the" and "the" are two).
+
+        Raises:
+            TextError: it is several tokens, or none.
+        """
+        tokenizer = self._need_tokenizer()
+        found = tokenizer.to_tokens(text, prefix_space=False)
+        if len(found) != 1:
+            pieces = tokenizer.to_str_tokens(found)
+            raise TextError(f"{text!r} is {len(found)} tokens, {pieces}: give one; mind the space before a word.")
+        return found[0]
+
+    def tokens_to_residual_directions(
+        self, tokens: str | int | Int[Tensor, "*place"]
+    ) -> Float[Tensor, "*place d_model"]:
+        """The direction in the decoder's last residual stream that raises each token's logit, from the unembedding."""
+        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        return self.decoder.unembed.weight[ids]
 
     def to_string(self, tokens: Any, *, skip_special_tokens: bool = False) -> str | list[str]:
         """Text of tokens."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import small_model
+from small import small_inputs, small_model
 from stack_runs import MODELS, close, run
 from torch import Tensor
 
-from hooked_whisper import HookedWhisper, TextError, WhisperCache
+from hooked_whisper import ConfigError, HookedWhisper, TextError, WhisperCache
 from hooked_whisper.speech import clips
 
 
@@ -102,3 +102,20 @@ def test_real_logits_come_apart(whisper_base: HookedWhisper) -> None:
     half = cache.half().decoder
     assert half.logit_lens(pos_slice=at).dtype == torch.float16
     torch.testing.assert_close(half.logit_lens(pos_slice=at)[-1, 0].float(), logits[0, at], rtol=0, atol=0.2)
+
+
+def test_neurons_that_no_memory_holds_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    _, cache = model.run_with_cache(*small_inputs(model.cfg))
+    sizes = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    for call in (
+        lambda: cache.encoder.get_full_resid_decomposition(),
+        lambda: cache.encoder.stack_neuron_results(-1),
+        lambda: cache.encoder.get_neuron_results(0),
+    ):
+        with pytest.raises(ConfigError, match=r"Neuron by neuron, [12] layers? would take 0 GB, .*pos_slice="):
+            call()
+    assert cache.encoder.get_neuron_results(0, neuron_slice=0, pos_slice=0).shape == (2, 16)
+    assert len(cache.encoder.get_full_resid_decomposition(expand_neurons=False)) > 0
+    assert len(cache.decoder.stack_neuron_results(1, pos_slice=0, neuron_slice=[1, 2])) == 2

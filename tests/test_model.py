@@ -214,3 +214,13 @@ def test_compiled_stacks_agree(root: Path) -> None:
 def test_a_run_starts_empty() -> None:
     run = Run()
     assert run.tokens is None and run.prompt_lengths == [] and run.frame_mask is None
+
+
+def test_single_tokens_and_their_directions(whisper_base: HookedWhisper) -> None:
+    the, spaced = whisper_base.to_single_token("the"), whisper_base.to_single_token(" the")
+    assert the != spaced
+    assert whisper_base.to_string([spaced]) == " the"
+    assert torch.equal(whisper_base.tokens_to_residual_directions(" the"), whisper_base.W_U[:, spaced])
+    assert whisper_base.tokens_to_residual_directions(torch.tensor([[the, spaced]])).shape == (1, 2, 512)
+    with pytest.raises(TextError, match="is 2 tokens, .*: give one, .* mind the space"):
+        whisper_base.to_single_token(" conference call")
