@@ -83,12 +83,24 @@ class SweepLog:
             self._write({"format": FORMAT, **about})
 
     def read(self, nodes: Sequence[Node]) -> dict[Node, list[float]]:
-        """The figures of nodes that are done already."""
+        """The figures of nodes that are done already.
+
+        Raises:
+            AnalysisError: a line that no sweep has written.
+        """
         by_name = {str(node): node for node in nodes}
-        with self._path.open(encoding="utf-8") as file:
-            next(file, None)
-            rows = [json.loads(line) for line in file]
-        return {by_name[row["node"]]: row["effects"] for row in rows}
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        rows = [self._row(line, number) for number, line in enumerate(lines[1:], start=2)]
+        return {by_name[name]: figures for name, figures in rows}
+
+    def _row(self, line: str, number: int) -> tuple[str, list[float]]:
+        try:
+            row = json.loads(line)
+            return str(row["node"]), [float(figure) for figure in row["effects"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise AnalysisError(
+                f"line {number} of {self._path} is damaged: delete it, and its node is run again."
+            ) from error
 
     def add(self, node: Node, figures: Sequence[float]) -> None:
         """Writes a node's figures."""
