@@ -237,7 +237,7 @@ def _parts(
         parts.add_embeddings()
     for i, kind, leaf, module in outputs:
         block, label = f"decoder.blocks.{i}", f"L{i}.{kind}"
-        if coded == f"{block}.{leaf}":
+        if coded is not None and coded == f"{block}.{leaf}":
             parts.add_features(sae, coded)  # the bias stays within
         elif kind != "mlp" and by in ("head", "neuron"):
             parts.add_heads(label, block, module)

@@ -4,7 +4,7 @@ python examples/word_timing_heads.py            # one sentence in five languages
 python examples/word_timing_heads.py 9          # all nine sentences that were not used to develop the score
 
 Checked against the heads that OpenAI publishes for word times, of which the score knows nothing, and by hiding audio
-from the heads that it finds, and from all others.
+from the heads that it finds, and from all others. Heads are ranked and checked on the same clips.
 """
 
 from __future__ import annotations
