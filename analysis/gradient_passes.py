@@ -112,6 +112,16 @@ class Path:
         self._backward(model, metric, list(self.deltas), score, mel=mel, embed=embed)
         return found
 
+    def products(self, model: HookedWhisper, metric: ChunkMetric) -> dict[str, Tensor]:
+        """Delta times the gradient at the base, entry by entry, for each hook."""
+        found: dict[str, Tensor] = {}
+
+        def multiply(hook: str, gradient: Tensor) -> None:
+            found[hook] = wide(self.deltas[hook]) * wide(gradient)
+
+        self._backward(model, metric, list(self.deltas), multiply, mel=self.base.mel)
+        return found
+
     def moved(self, model: HookedWhisper, group: list[int], metric: ChunkMetric) -> Scores:
         """Scores of some nodes from their gradients in the base run, with each of them half-way to the other's."""
         placed = [(place, self.nodes[place]) for place in group]
