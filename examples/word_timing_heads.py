@@ -21,7 +21,6 @@ from hooked_whisper.speech import Clip, clips
 # Sentences on which the score was developed; every other key in alphabetical order, and one that was looked at first.
 DEVELOPMENT = {*sorted({clip.key for clip in clips()})[::2], "conf-leaderhasleft"}
 TOP = 8
-INTERVENTIONS = 2  # clips
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     keys = sorted({clip.key for clip in clips()} - DEVELOPMENT)[:n_keys]
     chosen = [clip for key in keys for clip in clips(key=key)]
     model = HookedWhisper.from_pretrained("openai/whisper-base")
-    readings = [read(model, clip) for clip in chosen]
+    readings = [reading for key in keys for reading in read(model, clips(key=key))]
     scores = AlignmentScores(torch.stack([reading.scores() for reading in readings]))
     published = model.cfg.alignment_heads
     ranking = scores.ranking()
@@ -53,22 +52,27 @@ def main() -> None:
         "all but the first": rest,
     }.items():
         print(f"  {name:18} {error(readings, heads):.2f} s")
-    print(
-        f"hiding audio from some heads only, the worst stretch for each token, {min(INTERVENTIONS, len(chosen))} clips:"
-    )
-    for name, heads in {
-        "all": ranking,
-        f"the first {TOP}": top,
-        f"{TOP} others": late[-TOP:],
-        "all but the first": rest,
-    }.items():
-        cost = [float(read(model, clip, heads=heads).weights.mean()) for clip in chosen[:INTERVENTIONS]]
-        print(f"  {name:18} {statistics.mean(cost):.2f} nats a token")
+    english = [i for i, clip in enumerate(chosen) if clip.language == "en"]
+    print(f"hiding audio from some heads only, the worst stretch for each token, {len(english)} English clips")
+    whole = statistics.mean(float(readings[i].weights.mean()) for i in english)
+    print(f"  {'all':18} {whole:.2f} nats a token")
+    some, text = [chosen[i] for i in english], ["".join(readings[i].labels) for i in english]
+    for name, heads in {f"the first {TOP}": top, f"{TOP} others": late[-TOP:], "all but the first": rest}.items():
+        again = read(model, some, heads=heads, text=text)
+        cost = statistics.mean(float(reading.weights.mean()) for reading in again)
+        print(f"  {name:18} {cost:.2f} nats a token")
 
 
-def read(model: HookedWhisper, clip: Clip, heads: list[tuple[int, int]] | None = None) -> Reading:
-    """Where the decoder reads each token of a clip."""
-    return read_tokens(model, clip.path, language=clip.language, heads=heads, progress=False)[0]
+def read(
+    model: HookedWhisper,
+    some: list[Clip],
+    *,
+    heads: list[tuple[int, int]] | None = None,
+    text: list[str] | None = None,
+) -> list[Reading]:
+    """Where the decoder reads each token of some clips."""
+    paths, languages = [clip.path for clip in some], [clip.language for clip in some]
+    return read_tokens(model, paths, text, language=languages, heads=heads, progress=False)
 
 
 def error(readings: list[Reading], heads: list[tuple[int, int]]) -> float:
