@@ -122,6 +122,18 @@ class Path:
         self._backward(model, metric, list(self.deltas), multiply, mel=self.base.mel)
         return found
 
+    def gradients_at(
+        self,
+        model: HookedWhisper,
+        alpha: float,
+        metric: ChunkMetric,
+        hooks: Sequence[str],
+        see: Callable[[str, Tensor], None],
+    ) -> None:
+        """Shows `see(hook, gradient)` the gradients at one input between base (0) and other (1), as they come."""
+        mel = torch.lerp(self.base.mel, self.other.mel, alpha)
+        self._backward(model, metric, hooks, see, mel=mel, embed=torch.lerp(*self.embeds, alpha) if alpha else None)
+
     def moved(self, model: HookedWhisper, group: list[int], metric: ChunkMetric) -> Scores:
         """Scores of some nodes from their gradients in the base run, with each of them half-way to the other's."""
         placed = [(place, self.nodes[place]) for place in group]

@@ -190,8 +190,8 @@ def main() -> None:
             f"{arguments.window} s (of 30 s where memory is measured), denoising.\n",
             "### Agreement with exact patching, and the exact sweep's time over attribution's\n",
             "Spearman's rank correlation of the scores with (patched - base), over all nodes, the encoder's and the "
-            "decoder's. The cost of attribution does not depend on the number of nodes; that of the sweep, which starts "
-            "each run at the node's layer, is proportional to it.\n",
+            "decoder's. The cost of attribution does not depend on the number of nodes; that of the sweep, which "
+            "starts each run at the node's layer, is proportional to it.\n",
             "| task | nodes | attribution | all | encoder | decoder | speed-up |",
             "|---|---|---|---|---|---|---|",
             *[row for task in tasks(shorter) for row in agreement(shorter, task)],
