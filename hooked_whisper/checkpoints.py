@@ -122,7 +122,7 @@ def _read(
             "(with its adapters merged)."
         )
     path = Path(name).expanduser()
-    if path.exists():
+    if _exists(path):
         _refuse(revision is not None, "revision", f"the local path {path}")
         _refuse(bool(bundled), "bundled=True", f"the local path {path}")
         return _read_path(path)
@@ -236,3 +236,16 @@ def to_transformers(
         model.tie_weights()
     model.generation_config = copy.deepcopy(checkpoint.generation_config)
     return model.eval()
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path.
+
+    Raises:
+        CheckpointError: a name that no file system can hold.
+    """
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) <= 60 else f"{str(path)[:60]}…"
+        raise CheckpointError(f"{shown!r} can be neither a path nor a name on the hub: {error}.") from error

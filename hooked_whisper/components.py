@@ -49,6 +49,8 @@ def see(point: ActivationPoint, x: Tensor) -> Tensor:
     if point._backward_hooks and not x.requires_grad and torch.is_grad_enabled():
         x = x.detach().requires_grad_()  # nothing before it wants a gradient (frozen weights), but the hook does
     shown = point(x)
+    if shown is x:
+        return x
     if not isinstance(shown, Tensor):
         raise ConfigError(f"A hook on {point.name!r} returned {type(shown).__name__}: expected a tensor, or None.")
     return shown

@@ -12,6 +12,7 @@ and a forward with a cache. It holds no weights. What a hook sees at each step:
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,40 @@ class _SuppressAtBegin(SuppressTokensAtBeginLogitsProcessor):
         return scores.index_fill(1, self.begin_suppress_tokens.to(scores.device), -torch.inf)
 
 
+# Options that need more than the adapter gives, and what to do instead.
+_NOT_HERE = {
+    "assistant_model": "leave it out: one model writes here",
+    "prompt_lookup_num_tokens": "leave it out: the model writes token by token, so that hooks see each",
+    "past_key_values": "leave it out: generation keeps a key/value cache of its own",
+    "cache_implementation": "leave it out: generation keeps a key/value cache of its own",
+    "output_hidden_states": "use hooks or run_with_cache, which see every activation",
+    "output_attentions": "use hooks or run_with_cache, which see every activation",
+    "word_timestamps": "use transcribe(..., word_timestamps=True)",
+}
+_TOKENS = ("prompt_ids", "decoder_input_ids", "suppress_tokens", "begin_suppress_tokens")
+
+
+def _check_options(options: dict[str, Any], d_vocab: int) -> None:
+    """Raises GenerationError for options of `generate` that would fail inside, or be passed over in silence."""
+    for name, advice in _NOT_HERE.items():
+        if options.get(name) is not None and options[name] is not False:
+            raise GenerationError(f"{name}={options[name]!r} cannot be had here: {advice}.")
+    for name in _TOKENS:
+        if options.get(name) is None:
+            continue
+        tokens = torch.as_tensor(options[name])
+        if name.endswith("_ids") and not isinstance(options[name], Tensor):
+            raise GenerationError(f"{name} is a tensor of token ids, got {type(options[name]).__name__}.")
+        known = tokens.numel() == 0 or -1 <= int(tokens.min()) <= int(tokens.max()) < d_vocab
+        if tokens.is_floating_point() or not known:
+            raise GenerationError(f"{name} holds what is no token: expected whole numbers from 0 to {d_vocab - 1}.")
+    beams, language = options.get("num_beams"), options.get("language")
+    if beams is not None and (not isinstance(beams, int) or beams < 1):
+        raise GenerationError(f"num_beams must be a whole number of at least 1, got {beams!r}.")
+    if not all(isinstance(one, str | None) for one in (language if isinstance(language, list | tuple) else [language])):
+        raise GenerationError(f"language is a name or a code, or a list of one for each clip, got {language!r}.")
+
+
 class GenerationAdapter(WhisperGenerationMixin, WhisperPreTrainedModel):
     """A `HookedWhisper` in the clothes of transformers' Whisper, for `generate` alone."""
 
@@ -150,6 +185,13 @@ class GenerationAdapter(WhisperGenerationMixin, WhisperPreTrainedModel):
         strides = SimpleNamespace(conv1=SimpleNamespace(stride=(1,)), conv2=SimpleNamespace(stride=(2,)))
         object.__setattr__(self, "model", SimpleNamespace(encoder=strides, config=self.config))
 
+    def fresh(self) -> GenerationAdapter:
+        """The same without memory of windows: for one call, so that neither an error nor another thread leaves any."""
+        found = copy.copy(self)
+        object.__setattr__(found, "encoder", _Encoder(self.hooked))
+        found.windows, found._window_frames = [], None
+        return found
+
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return self.hooked.device
@@ -168,9 +210,10 @@ class GenerationAdapter(WhisperGenerationMixin, WhisperPreTrainedModel):
         """transformers' `WhisperGenerationMixin.generate`; afterwards `windows` tells what it went through.
 
         Raises:
-            GenerationError: options that transformers refuses.
+            GenerationError: options that transformers or this model refuses.
         """
         self.windows = []
+        _check_options(kwargs, self.hooked.cfg.d_vocab)
         try:
             return super().generate(*args, **kwargs)
         except ValueError as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hooked_whisper.audio import SAMPLE_RATE, AudioInput
 from hooked_whisper.config import HookedWhisperConfig
 from hooked_whisper.errors import GenerationError
+from hooked_whisper.hooks import GENERATING
 from hooked_whisper.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ class GenerativeModel:
     tokenizer: Tokenizer | None
     generation_config: GenerationConfig | None
     _adapter: GenerationAdapter | None
-    _generating: bool
 
     if TYPE_CHECKING:  # what HookedWhisper has
         encode: Any
@@ -64,7 +64,7 @@ class GenerativeModel:
         return self.generation_adapter().generate(self.to_mel(audio, sampling_rate=sampling_rate), **options)
 
     def generation_adapter(self) -> GenerationAdapter:
-        """This model as transformers' `generate` sees it.
+        """This model as transformers' `generate` sees it, with a memory of its own: one for each call, and each thread.
 
         Raises:
             GenerationError: a model built without a generation configuration.
@@ -79,16 +79,16 @@ class GenerativeModel:
         if self._adapter is None:
             object.__setattr__(self, "_adapter", GenerationAdapter(self, self.generation_config))  # type: ignore[arg-type]
         assert self._adapter is not None
-        return self._adapter
+        return self._adapter.fresh()
 
     @contextmanager
     def _as_generation(self) -> Iterator[None]:
-        """While it lasts, caching and stop_at hold still: the pass that counts comes after."""
-        before, self._generating = self._generating, True
+        """While it lasts, caching and stop_at hold still in this thread: the pass that counts comes after."""
+        before = GENERATING.set(GENERATING.get() | {id(self)})
         try:
             yield
         finally:
-            self._generating = before
+            GENERATING.reset(before)
 
     def _own_transcript(self, frames: Tensor, codes: list[str | None], task: str, timestamps: bool) -> list[list[int]]:
         """The greedy transcript of each window, as tokens without prompt and end token."""

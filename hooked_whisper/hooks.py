@@ -10,6 +10,7 @@ import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -45,6 +46,10 @@ SCORES_AND_PATTERN = ("hook_attn_scores", "hook_pattern")
 DERIVED = (*SCORES_AND_PATTERN, "mlp.hook_post")
 
 
+# Models that are generating, by id, in this thread: another thread may be in a pass that counts.
+GENERATING: ContextVar[frozenset[int]] = ContextVar("GENERATING", default=frozenset())
+
+
 class StopForward(Exception):
     """Carries the activation at which a run was told to stop; never leaves the library."""
 
@@ -61,7 +66,11 @@ class HookedModule(HookedRootModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._generating = False
+
+    @property
+    def _generating(self) -> bool:
+        """Whether this thread is inside a generation whose passes caching and stop_at are not to see."""
+        return id(self) in GENERATING.get()
 
     # Names
 

@@ -66,7 +66,9 @@ def read_folder(folder: Path, name: str) -> RawCheckpoint:
             f"{folder / 'config.json'} describes a model of type {described.get('model_type')!r}, expected 'whisper'."
         )
     try:
-        config = WhisperConfig.from_dict(described)
+        # transformers makes a name for each label of a classifier, as many as the file says; a Whisper has none.
+        labels = ("num_labels", "id2label", "label2id")
+        config = WhisperConfig.from_dict({name: value for name, value in described.items() if name not in labels})
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a valid Whisper configuration: {error}") from error
     state, file = _read_weights(folder)

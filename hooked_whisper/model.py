@@ -338,6 +338,9 @@ class HookedWhisper(SaeSplicing, GenerativeModel, ModelWeights, WeightProcessing
             tokenizer is None or (bool(row) and row[0] in (tokenizer.sot, tokenizer.sot_prev)) for row in rows
         )
         prompts: list[list[int]] = [[] for _ in codes]
+        if whole and tokenizer is not None and rows is not None and tokenizer.is_multilingual:
+            spoken = {token: code for code, token in tokenizer.languages.items()}
+            run.languages = [next((spoken[token] for token in row if token in spoken), None) for row in rows]
         if not whole:
             tokenizer = self._need_tokenizer()
             codes = self._complete_languages(frames, codes)

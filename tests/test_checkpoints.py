@@ -173,3 +173,8 @@ def test_folders_that_hold_no_checkpoint(tmp_path: Path) -> None:
 def test_one_file_of_a_folder(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is one file of a checkpoint: give its folder, .*mine"):
         load_checkpoint(folder / "model.safetensors")
+
+
+def test_a_name_that_no_file_system_holds() -> None:
+    with pytest.raises(CheckpointError, match="'a{60}…' can be neither a path nor a name on the hub: .*too long"):
+        load_checkpoint("a" * 5000)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +216,69 @@ def test_refused_options_and_missing_configuration(whisper_base: HookedWhisper) 
     bare = HookedWhisper(whisper_base.cfg)
     with pytest.raises(GenerationError, match="no generation configuration"):
         bare.generation_adapter()
+
+
+def test_an_error_in_a_hook_leaves_no_window_behind(whisper_base: HookedWhisper) -> None:
+    """While the language is detected, the encoder has run, edited, and the decoder has not."""
+    path = clips("it")[0].path
+    clean = whisper_base.transcribe(path, language="it", max_new_tokens=6)
+
+    def boom(value: torch.Tensor, hook: Any) -> None:
+        raise KeyError("boom")
+
+    fired = []
+    with (
+        pytest.raises(KeyError, match="boom"),
+        whisper_base.hooks([("encoder.hook_out", lambda v, hook: v * 0 + 7), ("decoder.hook_embed", boom)]),
+    ):
+        whisper_base.transcribe(path)
+    with whisper_base.hooks([("encoder.hook_out", lambda v, hook: fired.append(1))]):
+        assert whisper_base.transcribe(path, language="it", max_new_tokens=6) == clean
+    assert fired == [1]
+
+
+def test_threads_share_a_model(whisper_base: HookedWhisper) -> None:
+    """Each thread gets its own clip's transcript, and what one generates does not silence another's cache."""
+    paths = [clips(language, "vm-sorry")[0].path for language in ("en", "it")]
+    alone = [whisper_base.transcribe(path, language="en", max_new_tokens=4) for path in paths]
+    start = threading.Barrier(3)
+
+    def transcripts(path: Path) -> list[Any]:
+        start.wait()
+        return [whisper_base.transcribe(path, language="en", max_new_tokens=4) for _ in range(3)]
+
+    def caches() -> list[int]:
+        start.wait()
+        mel = whisper_base.to_mel(paths[0])[:, :, :200]
+        names = "decoder.blocks.*.hook_resid_post"
+        runs = [whisper_base.run_with_cache(mel, "", language="en", names_filter=names)[1] for _ in range(6)]
+        return [len(cache) for cache in runs]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(transcripts, path) for path in paths]
+        sizes = pool.submit(caches)
+        assert [one.result() for one in found] == [[each] * 3 for each in alone]
+        assert sizes.result() == [6] * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3 cannot be had here: leave it out"),
+        ({"output_hidden_states": True}, "use hooks or run_with_cache"),
+        ({"word_timestamps": True}, r"use transcribe\(..., word_timestamps=True\)"),
+        ({"cache_implementation": "static"}, "a key/value cache of its own"),
+        (
+            {"suppress_tokens": [10**6]},
+            "holds what is no token: expected whole numbers from 0 to 51864",
+        ),
+        ({"prompt_ids": torch.tensor([50361, 10**6])}, "prompt_ids holds what is no token"),
+        ({"prompt_ids": [1, 2]}, "prompt_ids is a tensor of token ids, got list"),
+        ({"decoder_input_ids": torch.tensor([[1.5]])}, "decoder_input_ids holds what is no token"),
+        ({"num_beams": "2"}, "num_beams must be a whole number of at least 1, got '2'"),
+        ({"language": 5}, "language is a name or a code, .*, got 5"),
+    ],
+)
+def test_options_that_cannot_be_had_say_what_to_do(whisper_base: HookedWhisper, options: Any, message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        whisper_base.generation_adapter().generate(torch.zeros(1, 80, 3000), **options)

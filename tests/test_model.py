@@ -222,5 +222,5 @@ def test_single_tokens_and_their_directions(whisper_base: HookedWhisper) -> None
     assert whisper_base.to_string([spaced]) == " the"
     assert torch.equal(whisper_base.tokens_to_residual_directions(" the"), whisper_base.W_U[:, spaced])
     assert whisper_base.tokens_to_residual_directions(torch.tensor([[the, spaced]])).shape == (1, 2, 512)
-    with pytest.raises(TextError, match="is 2 tokens, .*: give one, .* mind the space"):
+    with pytest.raises(TextError, match="is 2 tokens, .*: give one; mind the space"):
         whisper_base.to_single_token(" conference call")
