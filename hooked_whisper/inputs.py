@@ -34,16 +34,16 @@ def check_mel(mel: Tensor) -> Float[Tensor, "batch mel mel_frame"]:
     """The spectrogram, if a model can read it.
 
     Raises:
-        AudioError: not dense floats, no clip, fewer than two frames, or NaN and infinity in it.
+        AudioError: not dense floats, no clip, no frame, or NaN and infinity in it.
     """
     if not mel.is_floating_point() or mel.layout != torch.strided or mel.is_meta:
         raise AudioError(
             f"A spectrogram of {mel.dtype} ({mel.layout}, on {mel.device}): expected dense floats, as `to_mel` gives."
         )
-    if mel.shape[0] < 1 or mel.shape[2] < 2:
+    if mel.shape[0] < 1 or mel.shape[2] < 1:
         raise AudioError(
             f"A spectrogram of shape {tuple(mel.shape)}: expected [batch, mel bins, frames of 10 ms] with at least one "
-            "clip and two frames."
+            "clip and one frame."
         )
     if not torch.isfinite(mel).all():
         raise AudioError("The spectrogram holds NaN or infinity: expected finite numbers. Find where they come from.")
