@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from hooked_whisper.alignment import token_times
+from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.audio import FRAMES_PER_SECOND, AudioInput
 from hooked_whisper.cache import WhisperCache
 from hooked_whisper.errors import AnalysisError, MissingExtraError
@@ -97,7 +98,7 @@ class Reading:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        figure = _figure(8.0, 1.0 + 0.24 * len(self.labels))
+        figure = new_figure(8.0, 1.0 + 0.24 * len(self.labels))
         ax = figure.add_subplot()
         edges = (self.spans[0][0] / FRAMES_PER_SECOND, self.spans[-1][1] / FRAMES_PER_SECOND)
         image = ax.imshow(
@@ -144,7 +145,7 @@ class AlignmentScores:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        figure = _figure(1.2 + 0.6 * self.per_clip.shape[2], 1.0 + 0.5 * self.per_clip.shape[1])
+        figure = new_figure(1.2 + 0.6 * self.per_clip.shape[2], 1.0 + 0.5 * self.per_clip.shape[1])
         from matplotlib.patches import Rectangle
 
         ax = figure.add_subplot()
@@ -370,13 +371,3 @@ def check_heads(heads: Sequence[Head], n_layers: int, n_heads: int) -> None:
                 f"There is no cross-attention head ({layer}, {head}): expected layer 0 to {n_layers - 1} and head 0 to "
                 f"{n_heads - 1}."
             )
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Pictures need matplotlib, which cannot be imported: pip install 'hooked-whisper[analysis]'."
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")

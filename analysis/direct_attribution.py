@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.analysis.metrics import token_ids
 from hooked_whisper.cache import WhisperCache
-from hooked_whisper.errors import AnalysisError, MissingExtraError
+from hooked_whisper.errors import AnalysisError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,15 +84,9 @@ class DirectAttribution:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError(
-                "Pictures need matplotlib, which cannot be imported: pip install 'hooked-whisper[analysis]'."
-            ) from error
         kept = {label for label, _ in self.top(n, clip=clip)}
         shown = [(label, float(v)) for label, v in zip(self.labels, self.values[:, clip], strict=True) if label in kept]
-        figure = Figure(figsize=(7.0, 0.8 + 0.22 * len(shown)), layout="constrained", facecolor="white")
+        figure = new_figure(7.0, 0.8 + 0.22 * len(shown))
         ax = figure.add_subplot()
         colours = ["#0b6e99" if value >= 0 else "#c2410c" for _, value in shown]
         ax.barh(range(len(shown)), [value for _, value in shown], color=colours)

@@ -23,10 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutput
 
+from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.analysis.tuned_lens import TunedLens
 from hooked_whisper.audio import AudioInput
 from hooked_whisper.cache import WhisperCache
-from hooked_whisper.errors import AnalysisError, MissingExtraError
+from hooked_whisper.errors import AnalysisError
 from hooked_whisper.inputs import TextInput
 from hooked_whisper.model import HookedWhisper
 
@@ -99,7 +100,7 @@ class Lens:
         if not 0 <= clip < len(self.tokens):
             raise AnalysisError(f"There is no clip {clip}: this lens has {len(self.tokens)}, counted from 0.")
         places = self.mask[clip].nonzero().flatten().tolist()
-        figure = _figure(1.6 + 0.45 * len(places), 1.6 + 0.3 * len(self.labels))
+        figure = new_figure(1.6 + 0.45 * len(places), 1.6 + 0.3 * len(self.labels))
         ax = figure.add_subplot()
         shown = self.probability[:, clip, places].detach().cpu().numpy()
         image = ax.imshow(shown, aspect="auto", origin="lower", vmin=0, vmax=1, cmap="viridis")
@@ -239,13 +240,3 @@ def _transcripts(
             **known,
         )
     return tuple(str(model.to_string(row, skip_special_tokens=True)) for row in rows.tolist())
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Pictures need matplotlib, which cannot be imported: pip install 'hooked-whisper[analysis]'."
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")

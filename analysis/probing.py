@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.audio import AudioInput
 from hooked_whisper.axes import axes
 from hooked_whisper.errors import AnalysisError, MissingExtraError
@@ -194,13 +195,7 @@ class ProbeSweep:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError(
-                "Pictures need matplotlib, which cannot be imported: pip install 'hooked-whisper[analysis]'."
-            ) from error
-        figure = Figure(figsize=(1.5 + 0.8 * len(self.probes), 4.5), layout="constrained", facecolor="white")
+        figure = new_figure(1.5 + 0.8 * len(self.probes), 4.5)
         ax = figure.add_subplot()
         for label, colour in (("score", "#0b6e99"), ("control", "#c2410c")):
             found: list[Estimate] = [getattr(probe, label) for probe in self.probes.values()]

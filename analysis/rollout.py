@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.audio import FRAMES_PER_SECOND
 from hooked_whisper.cache import WhisperCache
-from hooked_whisper.errors import AnalysisError, MissingExtraError
+from hooked_whisper.errors import AnalysisError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,15 +60,9 @@ class Rollout:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError(
-                "Pictures need matplotlib, which cannot be imported: pip install 'hooked-whisper[analysis]'."
-            ) from error
         rows = self.frames if self.labels else self.frames[: self.n_frames]
         seconds = self.n_frames / FRAMES_PER_SECOND
-        figure = Figure(figsize=(8.0, 1.0 + 0.24 * len(self.labels) if self.labels else 6.0), layout="constrained")
+        figure = new_figure(8.0, 1.0 + 0.24 * len(self.labels) if self.labels else 6.0)
         ax = figure.add_subplot()
         bottom = len(rows) - 0.5 if self.labels else seconds
         shown = rows[:, : self.n_frames].cpu().numpy()

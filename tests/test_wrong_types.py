@@ -46,13 +46,12 @@ cases = {
     "device": (lambda: model.run_with_cache(mel, tokens, device=[]), "Unknown device []"),
 }
 for name, (call, message) in cases.items():
+    print(f"at {name}", file=sys.stderr)  # shown if an error of another kind ends this process
     try:
         call()
     except HookedWhisperError as error:
         if message not in str(error):
             print(f"{name}: {error}")
-    except Exception as error:
-        print(f"{name}: {type(error).__name__}: {error}")
     else:
         print(f"{name}: accepted")
 if model.list_hooks():
