@@ -53,6 +53,11 @@ def see(point: ActivationPoint, x: Tensor) -> Tensor:
         return x
     if not isinstance(shown, Tensor):
         raise ConfigError(f"A hook on {point.name!r} returned {type(shown).__name__}: expected a tensor, or None.")
+    if shown.shape != x.shape:  # some would broadcast, and compute something else in silence
+        raise ConfigError(
+            f"A hook on {point.name!r} returned a tensor of shape {list(shown.shape)}: expected {list(x.shape)}, the "
+            "shape of the activation that it was given."
+        )
     return shown
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hooked_whisper.components import Attention, Block, LayerNorm
 from hooked_whisper.config import HookedWhisperConfig
@@ -104,20 +104,12 @@ def _all_attentions(encoder: AudioEncoder, decoder: TextDecoder) -> list[Attenti
     return attentions + [block.cross_attn for block in _blocks(decoder)]
 
 
-def _untie(decoder: TextDecoder) -> None:
-    """Gives the unembedding memory of its own."""
-    if decoder.unembed.weight is decoder.W_E:
-        decoder.unembed.weight = nn.Parameter(decoder.W_E.clone(), requires_grad=decoder.W_E.requires_grad)
-
-
 # fold_ln
 
 
 def _fold_norms(encoder: AudioEncoder, decoder: TextDecoder) -> None:
-    _untie(decoder)
-    if cast("Tensor | None", decoder.unembed.bias) is None:
-        weight = decoder.unembed.weight
-        decoder.unembed.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+    decoder.untie_()
+    decoder.add_unembedding_bias_()
     d = decoder.cfg.d_model
     for block in [*_blocks(encoder), *_blocks(decoder)]:
         _fold(block.ln1, block.attn.qkv.weight, block.attn.qkv.bias)
@@ -145,7 +137,7 @@ def _fold(norm: LayerNorm, weight: Float[Tensor, "out d_model"], bias: Float[Ten
 
 
 def _center_writers(encoder: AudioEncoder, decoder: TextDecoder) -> None:
-    _untie(decoder)
+    decoder.untie_()
     for embedding in (encoder.W_pos, decoder.W_E, decoder.W_pos):
         _center(embedding, dim=1)
     writers = [attn.out for attn in _all_attentions(encoder, decoder)]
@@ -156,7 +148,7 @@ def _center_writers(encoder: AudioEncoder, decoder: TextDecoder) -> None:
 
 
 def _center_unembedding(decoder: TextDecoder) -> None:
-    _untie(decoder)
+    decoder.untie_()
     _center(decoder.unembed.weight, dim=0)
     bias = cast("Tensor | None", decoder.unembed.bias)
     if bias is not None:

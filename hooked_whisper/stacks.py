@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -75,6 +78,18 @@ class TextDecoder(DecoderWeights, nn.Module):
         self.ln_final = LayerNorm(cfg.d_model, cfg.eps)
         self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
         self.unembed.weight = self.W_E  # tied, until weight processing tells them apart
+        self.register_load_state_dict_pre_hook(_make_room)
+
+    def untie_(self) -> None:
+        """Gives the unembedding memory of its own."""
+        if self.unembed.weight is self.W_E:
+            self.unembed.weight = nn.Parameter(self.W_E.clone(), requires_grad=self.W_E.requires_grad)
+
+    def add_unembedding_bias_(self) -> None:
+        """Gives the unembedding a bias of zeros, unless it has one."""
+        if cast("Tensor | None", self.unembed.bias) is None:  # torch types it as always there
+            weight = self.unembed.weight
+            self.unembed.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
 
     def forward(
         self,
@@ -115,6 +130,19 @@ class TextDecoder(DecoderWeights, nn.Module):
         if last_only:
             resid = resid[:, -1:]
         return linear_few_rows(self.ln_final(resid), self.unembed.weight, self.unembed.bias)
+
+
+def _make_room(decoder: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Before weights are loaded: room for what processed ones have and a fresh model has not.
+
+    Into one memory torch would load two different matrices, one over the other.
+    """
+    decoder = cast("TextDecoder", decoder)
+    embedding, unembedding = state.get(f"{prefix}W_E"), state.get(f"{prefix}unembed.weight")
+    if embedding is not None and unembedding is not None and not torch.equal(embedding, unembedding):
+        decoder.untie_()
+    if f"{prefix}unembed.bias" in state:
+        decoder.add_unembedding_bias_()
 
 
 def _attention_mask(token_mask: Bool[Tensor, "batch key"], n_pos: int) -> Bool[Tensor, "batch 1 pos key"]:

@@ -410,6 +410,12 @@ def test_hooks_that_return_no_tensor(model: HookedWhisper, inputs: tuple[Tensor,
     assert model.list_hooks() == {}
 
 
+def test_hooks_that_return_another_shape(model: HookedWhisper, inputs: tuple[Tensor, Tensor]) -> None:
+    told = r"A hook on 'encoder.hook_out' returned a tensor of shape \[1, \d+, \d+\]: expected \[2, \d+, \d+\]"
+    with pytest.raises(ConfigError, match=told):  # it would broadcast
+        model.run_with_hooks(*inputs, fwd_hooks=[("encoder.hook_out", lambda x, hook: x[:1])])
+
+
 def test_a_cache_on_a_device_that_is_not_there(model: HookedWhisper, inputs: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
         model.run_with_cache(*inputs, device="gpu")

@@ -216,6 +216,22 @@ def test_a_processed_model_can_be_saved_and_loaded(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("step", ["fold_ln", "center_writing_weights", "center_unembed"])
+def test_processed_weights_load_into_a_fresh_model(step: str) -> None:
+    model = small_model()
+    inputs = small_inputs(model.cfg)
+    process(model, step)
+    fresh = small_model(seed=1)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(*inputs), model(*inputs))
+    assert not torch.equal(fresh.W_E, fresh.decoder.unembed.weight)  # each has its own
+
+    tied = small_model(seed=1)
+    tied.load_state_dict(small_model().state_dict())
+    assert tied.decoder.unembed.weight is tied.decoder.W_E
+
+
+@torch.no_grad()
 def test_processing_changes_neither_the_checkpoint_nor_another_model_made_of_it() -> None:
     source = small_model()
     inputs = small_inputs(source.cfg)
