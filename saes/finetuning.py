@@ -1,0 +1,221 @@
+"""A short last training of an SAE on what it does to the model, after it has learnt to reconstruct.
+
+Reconstruction counts every direction of an activation alike; the model does not. A few steps on the divergence between
+the predictions of the plain model and of the model with the SAE in its hook's place close much of that gap.
+
+Source: Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need",
+arXiv:2503.17272; Braun et al. 2024, "Identifying Functionally Important Features with End-to-End Sparse Dictionary
+Learning", arXiv:2405.12241.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from hooked_whisper.errors import ConfigError, CorpusError, SaeError
+from hooked_whisper.mel import HOP_LENGTH
+from hooked_whisper.saes.coding import Site, SparseCoder, find_site
+from hooked_whisper.saes.spliced_evaluation import (
+    Replacement,
+    Spliced,
+    listen,
+    predicted,
+    rows_at,
+    teacher_forced,
+    transcripts,
+)
+
+if TYPE_CHECKING:
+    from hooked_whisper.model import HookedWhisper
+    from hooked_whisper.saes.corpus import Corpus
+    from hooked_whisper.saes.corpus_item import CorpusItem
+
+_SMALLEST_VARIANCE = 1e-12
+
+
+@dataclass
+class Finetuning:
+    """How it went, one entry for each step.
+
+    Attributes:
+        kl: mean KL(plain || spliced) of the next token, in nats.
+        fvu: fraction of the variance of the step's rows that the SAE leaves unexplained.
+        n_clips: clips that were heard, counted once for each time.
+    """
+
+    kl: list[float] = field(default_factory=list)
+    fvu: list[float] = field(default_factory=list)
+    n_clips: int = 0
+
+    def __str__(self) -> str:
+        if not self.kl:
+            return "no step"
+        tenth = max(1, len(self.kl) // 10)
+        first, last = (fmean(self.kl[part]) for part in (slice(tenth), slice(-tenth, None)))
+        before, after = (fmean(self.fvu[part]) for part in (slice(tenth), slice(-tenth, None)))
+        return (
+            f"{len(self.kl)} steps over {self.n_clips} clips; first to last tenth: "
+            f"KL {first:.4f} -> {last:.4f} nats, FVU {before:.4f} -> {after:.4f}"
+        )
+
+
+def finetune_sae(
+    model: HookedWhisper,
+    sae: SparseCoder,
+    corpus: Corpus,
+    *,
+    hook: str | None = None,
+    epochs: int = 1,
+    batch_size: int = 4,
+    lr: float = 5e-5,
+    fidelity: float = 1.0,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Finetuning:
+    """Trains an SAE in place on KL(plain || spliced) + `fidelity` * FVU, over the model's own transcripts.
+
+    Each clip is heard as the model hears it, alone in its window of 30 s; the SAE, without error term, replaces rows
+    with audio (or tokens of the text), as in `evaluate_sae`. Clips longer than a window are left out. The learning rate
+    falls in a line to nothing. The model's weights stay as they are.
+
+    Args:
+        sae: an SAE or transcoder of SAELens in the format for use, in float32, on the model's device.
+        corpus: what to train on; keep the clips that it will be evaluated on out of it.
+        hook: where the SAE belongs; None takes what its metadata says.
+        fidelity: weight of the reconstruction; at 0 nothing keeps the SAE's output like the activation.
+        seed: of the order of the clips.
+        progress: show a progress bar; None shows it where the output is a terminal.
+
+    Raises:
+        SaeError: an SAE that does not fit the model, one in half precision, or one with nothing to train.
+        CorpusError: no clip of at most one window.
+        ConfigError: settings out of range, or a loss that is not finite.
+    """
+    _check(sae, epochs, batch_size, lr, fidelity)
+    site = find_site(model, sae, hook)
+    weights = [weight for weight in sae.parameters() if weight.is_floating_point()]  # type: ignore[attr-defined]
+    if not weights:
+        raise SaeError(f"{type(sae).__name__} has no weights to train.")
+    items = list(corpus)
+    order = np.random.default_rng(seed)
+    report = Finetuning()
+    optimizer = torch.optim.Adam(weights, lr=lr)
+    n_steps = epochs * -(-len(items) // batch_size)
+    hidden = None if progress is None else not progress
+    with (
+        _training(model, weights),
+        tqdm(desc="finetune", unit="clip", total=epochs * len(items), disable=hidden) as bar,
+    ):
+        for _ in range(epochs):
+            shuffled = [items[i] for i in order.permutation(len(items))]
+            for at in range(0, len(shuffled), batch_size):
+                part = shuffled[at : at + batch_size]
+                clips = list(_short_clips(model, corpus, part))
+                bar.update(len(part))
+                if not clips:
+                    continue
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * (1 - len(report.kl) / n_steps)
+                optimizer.zero_grad(set_to_none=True)
+                kl, fvu = _losses(model, sae, site, clips)
+                loss = kl + fidelity * fvu
+                if not bool(torch.isfinite(loss)):
+                    raise ConfigError(
+                        f"After {len(report.kl)} steps the loss is {loss.item()}: lower the learning rate of {lr:g}."
+                    )
+                loss.backward()
+                optimizer.step()
+                report.kl.append(float(kl.detach()))
+                report.fvu.append(float(fvu.detach()))
+                report.n_clips += len(clips)
+                bar.set_postfix(kl=f"{report.kl[-1]:.4f}", fvu=f"{report.fvu[-1]:.4f}", refresh=False)
+    if not report.kl:
+        raise CorpusError(f"None of the {len(items)} clips of {corpus.name} could be used: they must fit one window.")
+    sae.cfg.metadata.finetuned = {
+        "loss": f"KL(plain || spliced) + {fidelity:g} * FVU",
+        "clips": report.n_clips,
+        "steps": len(report.kl),
+        "lr": lr,
+        "seed": seed,
+    }
+    return report
+
+
+def _check(sae: SparseCoder, epochs: int, batch_size: int, lr: float, fidelity: float) -> None:
+    if epochs < 1 or batch_size < 1:
+        raise ConfigError(f"epochs={epochs} and batch_size={batch_size}: expected at least 1 of each.")
+    if not lr > 0 or not fidelity >= 0:
+        raise ConfigError(f"lr={lr} and fidelity={fidelity}: expected a rate above 0 and a weight of at least 0.")
+    if sae.W_dec.dtype in (torch.float16, torch.bfloat16):
+        raise SaeError(
+            f"The SAE is in {str(sae.W_dec.dtype).removeprefix('torch.')}, too coarse for small steps: call "
+            "sae.to(dtype=torch.float32) first."
+        )
+
+
+@contextmanager
+def _training(model: HookedWhisper, weights: Sequence[Tensor]) -> Iterator[None]:
+    """While it lasts, gradients go to the SAE's weights and to none of the model's."""
+    wanted = {weight: weight.requires_grad for weight in [*model.parameters(), *weights]}
+    for weight in wanted:
+        weight.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight, before in wanted.items():
+            weight.grad = None
+            weight.requires_grad_(before)
+
+
+def _short_clips(
+    model: HookedWhisper, corpus: Corpus, items: Sequence[CorpusItem]
+) -> Iterator[tuple[Float[Tensor, " samples"], str | None]]:
+    for item in items:
+        waveform = corpus.load(item)
+        if waveform is not None and len(waveform) <= model.cfg.n_mel_frames * HOP_LENGTH:
+            yield waveform, item.language
+
+
+def _losses(
+    model: HookedWhisper, sae: SparseCoder, site: Site, clips: Sequence[tuple[Tensor, str | None]]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """KL in nats a token, and FVU, of one batch."""
+    batch = listen(model, [waveform for waveform, _ in clips], [language for _, language in clips], site)
+    with torch.no_grad():
+        texts = transcripts(model, batch.encoder_out, batch.languages)
+        fed = teacher_forced(model, batch, texts)
+        plain = model.decode(fed.tokens, batch.encoder_out)
+        wanted = torch.cat([written.flatten(1) for _, written in rows_at(model, site, batch, fed)]).float()
+    made: list[Tensor] = []
+
+    def replace(read: Tensor, written: Tensor) -> Tensor:
+        out = _coded(sae, read)
+        made.append(out)
+        return out.reshape(written.shape)
+
+    each: list[Replacement] = [replace] * len(clips)
+    logits = Spliced(model, site, each, batch, False).logits(fed)
+    at = predicted(fed)
+    log_p, log_q = plain[at].float().log_softmax(-1), logits[at].float().log_softmax(-1)
+    kl = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / len(log_p)
+    error = (torch.cat(made).float() - wanted).pow(2).sum()
+    variance = (wanted - wanted.mean(0)).pow(2).sum().clamp(min=_SMALLEST_VARIANCE)
+    return kl, error / variance
+
+
+def _coded(sae: Any, rows: Float[Tensor, "row *width"]) -> Float[Tensor, "row d_out"]:
+    """The SAE's output with its gradients."""
+    wanted = rows if sae.cfg.reshape_activations == "hook_z" else rows.flatten(1)
+    return sae(wanted[None].to(sae.W_dec.dtype))[0].flatten(1)

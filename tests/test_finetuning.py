@@ -1,0 +1,84 @@
+"""Finetuning against the evaluation's own divergence, and against what it promises to leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sae_files import random_sae
+from short_windows import short_windows
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.errors import ConfigError, CorpusError, SaeError
+from hooked_whisper.saes import Corpus, evaluate_sae, finetune_sae, load_sae
+from hooked_whisper.speech import clips
+
+OUT = "encoder.hook_out"
+
+
+@pytest.fixture(scope="module")
+def model(shared_whisper_base: HookedWhisper) -> HookedWhisper:
+    return short_windows(shared_whisper_base, seconds=3)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Two clips of about two seconds."""
+    return Corpus.from_clips(sorted(clips(), key=lambda clip: clip.seconds)[:2])
+
+
+def shipped() -> Any:
+    return load_sae("whisper-base/encoder.hook_out").to(dtype=torch.float32)
+
+
+def divergence(model: HookedWhisper, sae: Any, corpus: Corpus) -> float:
+    report = evaluate_sae(model, sae, corpus, transcribe=False, baselines=(), n_resamples=0, progress=False)
+    assert report.overall.on_transcript is not None
+    return report.overall.on_transcript.kl.value
+
+
+def test_the_divergence_falls_and_is_the_evaluations(model: HookedWhisper, corpus: Corpus) -> None:
+    sae = shipped()
+    before = divergence(model, sae, corpus)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = [weight.requires_grad for weight in model.parameters()]
+    report = finetune_sae(model, sae, corpus, epochs=4, batch_size=2, lr=2e-4, progress=False)
+    assert report.kl[0] == pytest.approx(before, rel=1e-3)  # before the first step
+    assert divergence(model, sae, corpus) < 0.7 * before
+    assert report.n_clips == 8 and len(report.kl) == len(report.fvu) == 4
+    assert "4 steps over 8 clips" in str(report)
+    assert sae.cfg.metadata.finetuned["steps"] == 4
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert [weight.requires_grad for weight in model.parameters()] == asked
+    assert all(weight.grad is None for weight in [*model.parameters(), *sae.parameters()])
+    assert not any(point.live for point in model.hook_dict.values())
+
+
+def test_in_the_decoder_too(model: HookedWhisper, corpus: Corpus) -> None:
+    hook = "decoder.blocks.1.hook_resid_post"
+    sae = random_sae("standard", d_in=model.cfg.d_model, hook=hook, dtype="float32")
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    report = finetune_sae(model, sae, corpus, batch_size=2, lr=1e-3, progress=False)
+    assert report.kl[0] > 0 and report.fvu[0] > 0
+    assert any(not torch.equal(value, before[name]) for name, value in sae.state_dict().items())
+
+
+def test_the_seed_fixes_it(model: HookedWhisper, corpus: Corpus) -> None:
+    one, other = (finetune_sae(model, shipped(), corpus, batch_size=1, seed=3, progress=False) for _ in range(2))
+    assert one == other
+
+
+def test_what_cannot_be(model: HookedWhisper, corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match="epochs=0 and batch_size=4: expected at least 1"):
+        finetune_sae(model, shipped(), corpus, epochs=0)
+    with pytest.raises(ConfigError, match="a rate above 0"):
+        finetune_sae(model, shipped(), corpus, lr=0.0)
+    with pytest.raises(SaeError, match=r"The SAE is in float16, too coarse .* sae.to\(dtype=torch.float32\)"):
+        finetune_sae(model, load_sae("whisper-base/encoder.hook_out").to(dtype=torch.float16), corpus)
+    with pytest.raises(ConfigError, match=r"After 1 steps the loss is (nan|inf): lower the learning rate"):
+        finetune_sae(model, shipped(), corpus, batch_size=1, lr=1e30, progress=False)
+    long = Corpus.from_clips([max(clips(), key=lambda clip: clip.seconds)])
+    with pytest.raises(CorpusError, match="None of the 1 clips .* must fit one window"):
+        finetune_sae(model, shipped(), long, progress=False)
