@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hooked_whisper.analysis.ablation import NodeStatistics, ablation_values
-from hooked_whisper.analysis.contrast import Contrast
+from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.metrics import Metric, check_metric
 from hooked_whisper.analysis.nodes import Node, check_nodes
 from hooked_whisper.analysis.partial_runs import RecordedRun, Start, Values, check_replaceable, run_sets, start_of
@@ -132,6 +132,27 @@ class CircuitTask:
     ) -> Float[Tensor, " circuit"]:
         """Of each circuit, over all clips together: 0 as good as nothing, 1 as good as the whole model."""
         return self.share(self.metrics(circuits, progress=progress))
+
+    @property
+    def clean(self) -> ModelInput:
+        """What circuits run on."""
+        return self._clean.inputs
+
+    def ablated(self, node: Node) -> Tensor | float:
+        """What stands in a node outside a circuit; broadcasts to its activation."""
+        return self._values[node]
+
+    def lost(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, " batch"]:
+        """With a gradient: for each clip, the share of the metric that is lost, 0 for the whole model, 1 for nothing.
+
+        Clips for which ablating the whole universe changes little count little: each is measured against the mean.
+
+        Raises:
+            AnalysisError: a metric without a gradient.
+        """
+        found = check_metric(self.metric(logits), len(self.whole), gradient=True)
+        scale = (self.whole - self.empty).mean()
+        return (self.whole.to(found) - found) / scale.to(found)
 
     def share(self, metrics: Float[Tensor, "circuit batch"]) -> Float[Tensor, " circuit"]:
         """Metrics as shares of the way from the empty circuit to the whole model."""

@@ -15,7 +15,7 @@ import math
 import platform
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from hooked_whisper.analysis.patching import patch
 from hooked_whisper.audio import SAMPLE_RATE
 from hooked_whisper.mel import FRAMES_PER_SECOND
 from hooked_whisper.speech import clips
+from hooked_whisper.windows import with_window
 
 N_WINDOWS = 8
 FIRST_WORD = 0.75  # seconds: "Weasels" in tt-weasels
@@ -108,23 +109,6 @@ def agreement(model: HookedWhisper, task: Task) -> list[str]:
     return rows
 
 
-def with_windows(base: HookedWhisper, seconds: int) -> HookedWhisper:
-    """The same weights, with windows of fewer seconds."""
-    if seconds == 30:
-        return base
-    frames = seconds * FRAMES_PER_SECOND
-    cfg = base.cfg.with_options(encoder=replace(base.cfg.encoder, n_ctx=frames))
-    with torch.device("meta"):
-        model = HookedWhisper(cfg, base.tokenizer, base.generation_config)
-    model.log_mel = base.log_mel
-    state = dict(base.state_dict())
-    state["encoder.W_pos"] = state["encoder.W_pos"][:frames]
-    model.load_state_dict(state, assign=True)
-    model.decoder.unembed.weight = model.decoder.W_E
-    model.setup()
-    return model.eval()
-
-
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's."""
     result: Any = spearmanr(a.numpy(), b.numpy())
@@ -180,7 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = HookedWhisper.from_pretrained("openai/whisper-base", device="cpu", dtype="float32")
-    shorter = with_windows(model, arguments.window)
+    shorter = with_window(model, arguments.window)
     command = " ".join(["python -m benchmarks.attribution", *sys.argv[1:]])
     text = "\n".join(
         [

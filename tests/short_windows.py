@@ -12,20 +12,12 @@ from small import randomise
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper, HookedWhisperConfig, StackConfig
+from hooked_whisper.windows import with_window
 
 
 def short_windows(base: HookedWhisper, seconds: int = 5) -> HookedWhisper:
     """The same weights, shared, with windows of a few seconds, which cost that much less to encode and to read."""
-    cfg = base.cfg.with_options(encoder=replace(base.cfg.encoder, n_ctx=50 * seconds))
-    with torch.device("meta"):
-        model = HookedWhisper(cfg, base.tokenizer, base.generation_config)
-    model.log_mel = base.log_mel
-    state = dict(base.state_dict())
-    state["encoder.W_pos"] = state["encoder.W_pos"][: 50 * seconds]
-    model.load_state_dict(state, assign=True)
-    model.decoder.unembed.weight = model.decoder.W_E
-    model.setup()
-    return model.eval()
+    return with_window(base, seconds)
 
 
 def exact_sae(d_in: int = 512, *, k: int | None = None, hook: str = "encoder.hook_out", **options: Any) -> Any:

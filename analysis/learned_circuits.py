@@ -1,0 +1,119 @@
+"""Circuits learnt as masks: a gate on every node, trained so that few open gates do what the whole model does.
+
+    scores = learned_scores(task, n=40)
+    circuit = Circuit.top(task.universe, scores, 40)
+
+Attribution scores each node in a model that is otherwise whole. In a circuit most other nodes are ablated, and what
+works alone is not what works best in a whole. Here each node's activation is mixed with its ablated value by a gate,
+
+    z = clamp(1.2 sigmoid((log u - log(1 - u) + a) / (2/3)) - 0.1, 0, 1),      u uniform in (0, 1),
+
+and a is trained on the share of the metric that is lost, while a Lagrangian holds the expected number of open gates at
+n, which falls from all of them to what was asked for. The scores are the gates' log-odds a.
+
+Source: hard concrete gates, Louizos et al. 2018 (arXiv:1712.01312); subnetwork probing, Cao et al. 2021
+(arXiv:2104.03514); edge pruning with a Lagrangian, Bhaskar et al. 2024 (arXiv:2406.16778).
+
+A mask is fitted to the clips of its task more closely than a ranking by attribution is: measure the circuit on others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from hooked_whisper.analysis.circuits import CircuitTask
+from hooked_whisper.analysis.nodes import by_hook
+from hooked_whisper.errors import AnalysisError
+
+if TYPE_CHECKING:
+    from hooked_whisper.hooks import HookFunction
+
+TEMPERATURE = 2 / 3
+LOW, HIGH = -0.1, 1.1  # what gates are stretched to before they are clamped
+# A gate is open with the probability sigmoid(a - SHIFT).
+SHIFT = TEMPERATURE * math.log(-LOW / HIGH)
+_START = 2.0  # log-odds at first: open, and soft enough to be closed
+
+
+def learned_scores(
+    task: CircuitTask,
+    n: int,
+    *,
+    steps: int = 200,
+    lr: float = 0.1,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Float[Tensor, " node"]:
+    """Log-odds of each node's gate, in the order of `task.universe`; a step is one forward and backward pass.
+
+    Args:
+        task: the model, its clips, what is put into closed nodes, and the metric. A step runs all clips in one batch.
+        n: gates that may be open at the end.
+        lr: of Adam, on the log-odds.
+        seed: of the gates' noise.
+
+    Raises:
+        AnalysisError: settings out of range, or a metric without a gradient.
+    """
+    n_nodes = len(task.universe)
+    if not 1 <= n < n_nodes:
+        raise AnalysisError(f"n={n}: expected 1 to {n_nodes - 1}, fewer than the {n_nodes} nodes of the universe.")
+    if steps < 1 or not lr > 0:
+        raise AnalysisError(f"steps={steps} and lr={lr}: expected at least one step, and a rate above 0.")
+    device = task.model.device
+    generator = torch.Generator().manual_seed(seed)
+    log_odds = torch.full((n_nodes,), _START, requires_grad=True)
+    prices = torch.zeros(2, requires_grad=True)  # of gates too many, linear and squared
+    down = torch.optim.Adam([log_odds], lr=lr)
+    up = torch.optim.Adam([prices], lr=lr, maximize=True)
+    wanted = [weight.requires_grad for weight in task.model.parameters()]
+    bar = tqdm(range(steps), desc="gates", unit="step", disable=None if progress is None else not progress)
+    try:
+        task.model.requires_grad_(False)
+        with torch.enable_grad():
+            for step in bar:
+                lost = task.lost(gated_logits(task, _draw(log_odds, generator).to(device)))
+                # The number that is wanted falls over the first half.
+                target = n_nodes + (n - n_nodes) * min(1.0, 2 * (step + 1) / steps)
+                over = (torch.sigmoid(log_odds - SHIFT).sum() - target) / n_nodes
+                loss = lost.clamp(min=0).mean() + prices[0] * over + prices[1] * over**2
+                for optimizer in (down, up):
+                    optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                for optimizer in (down, up):
+                    optimizer.step()
+                open_now = int((log_odds.detach() > SHIFT).sum())
+                bar.set_postfix(lost=f"{float(lost.detach().mean()):.2f}", open=open_now, refresh=False)
+    finally:
+        for weight, before in zip(task.model.parameters(), wanted, strict=True):
+            weight.requires_grad_(before)
+    return log_odds.detach()
+
+
+def _draw(log_odds: Float[Tensor, " node"], generator: torch.Generator) -> Float[Tensor, " node"]:
+    u = torch.rand(len(log_odds), generator=generator).clamp(1e-6, 1 - 1e-6)
+    soft = torch.sigmoid((u.logit() + log_odds) / TEMPERATURE)
+    return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def gated_logits(task: CircuitTask, gates: Float[Tensor, " node"]) -> Float[Tensor, "batch pos vocab"]:
+    """Logits of the task's clean side with every node a mixture: gate times its own activation, the rest ablated."""
+    place = {node: i for i, node in enumerate(task.universe)}
+    groups = by_hook(task.universe)
+
+    def mix(activation: Tensor, hook: Any) -> Tensor:
+        mixed = activation.clone()
+        for node in groups[str(hook.name)]:
+            gate = gates[place[node]]
+            mixed[node.index(mixed.ndim)] = gate * node.read(activation) + (1 - gate) * task.ablated(node)
+        return mixed
+
+    hooks: list[tuple[str, HookFunction]] = [(hook, mix) for hook in groups]
+    with task.model.hooks(fwd_hooks=hooks):
+        return task.clean.logits(task.model)

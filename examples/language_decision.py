@@ -1,0 +1,162 @@
+"""Which parts make Whisper decide the language? A circuit found on some sentences and tested on others.
+
+python examples/language_decision.py                                     # two pairs of shipped clips, seconds
+python examples/language_decision.py --prompts prompts --pairs 20 --window 30 --random 100
+
+Each pair is one sentence said in two languages (hooked-whisper prompts fetches 442 of them in five): the clean and the
+corrupted input. The metric is the difference of the two language tokens' logits after <|startoftranscript|>, the nodes
+are all heads and MLPs. Scores come from attribution on one half of the sentences; the circuit of the best of them is
+then run on the other half, everything outside it replaced by what it was for the other language.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.analysis.attribution import attribute
+from hooked_whisper.analysis.circuits import Circuit, CircuitTask
+from hooked_whisper.analysis.contrast import Contrast
+from hooked_whisper.analysis.nodes import Node, nodes
+from hooked_whisper.audio import load_audio
+from hooked_whisper.speech import clips
+from hooked_whisper.windows import with_window
+
+LANGUAGES = ("en", "es", "fr", "it", "ru")
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.5)
+SHORTEST = 1.5  # seconds: below, the model is often unsure of the language
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sentence in two languages."""
+
+    key: str
+    clean: str
+    corrupted: str
+    audio: tuple[Path, Path]
+
+
+class LanguageDifference:
+    """Logit of each clip's own language token less that of the other's, at the first position."""
+
+    def __init__(self, model: HookedWhisper, pairs: list[Pair]) -> None:
+        tokenizer = model.tokenizer
+        assert tokenizer is not None
+        token = {language: tokenizer.prompt(language, "transcribe", False)[1] for language in LANGUAGES}
+        self.own = torch.tensor([token[pair.clean] for pair in pairs])
+        self.other = torch.tensor([token[pair.corrupted] for pair in pairs])
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        # Circuits run several at once, one batch of clips after the other.
+        repeats = len(logits) // len(self.own)
+        first = logits[:, 0]
+        own, other = self.own.repeat(repeats), self.other.repeat(repeats)
+        return first.gather(1, own[:, None])[:, 0] - first.gather(1, other[:, None])[:, 0]
+
+
+def sentences(prompts: Path | None, longest: float) -> dict[str, dict[str, Path]]:
+    """key -> language -> audio, of sentences that every language has and that fit the window."""
+    found: dict[str, dict[str, Path]] = {}
+    if prompts is None:
+        spoken = [(clip.key, clip.language, clip.path, clip.seconds) for clip in clips()]
+    else:
+        from hooked_whisper.saes import Corpus
+
+        corpus = Corpus.from_manifest(prompts / "manifest.jsonl").where(kind="speech", parallel=True)
+        spoken = [(i.columns["key"], i.language, Path(str(i.audio)), float(str(i.columns["seconds"]))) for i in corpus]
+    for key, language, path, seconds in spoken:
+        if SHORTEST <= seconds <= longest:
+            found.setdefault(str(key), {})[str(language)] = path
+    return {key: of for key, of in sorted(found.items()) if set(of) == set(LANGUAGES)}
+
+
+def make_pairs(keys: list[str], spoken: dict[str, dict[str, Path]], source: random.Random) -> list[Pair]:
+    """A pair of languages for each sentence, every ordered pair about as often."""
+    ordered = list(itertools.permutations(LANGUAGES, 2))
+    source.shuffle(ordered)
+    pairs = []
+    for i, key in enumerate(keys):
+        clean, corrupted = ordered[i % len(ordered)]
+        pairs.append(Pair(key, clean, corrupted, (spoken[key][clean], spoken[key][corrupted])))
+    return pairs
+
+
+def contrast(model: HookedWhisper, pairs: list[Pair]) -> Contrast:
+    """The two sides of all pairs, after <|startoftranscript|> alone."""
+    assert model.tokenizer is not None
+    clean, corrupted = ([load_audio(pair.audio[side]) for pair in pairs] for side in (0, 1))
+    return Contrast.of(model, clean=clean, corrupted=corrupted, text=[[model.tokenizer.sot]] * len(pairs))
+
+
+def score(model: HookedWhisper, pairs: list[Pair], universe: list[Node], steps: int) -> Tensor:
+    """Attribution of each node, each pair's as a share of what its two sides differ by; mean over pairs."""
+    found = []
+    for pair in pairs:
+        metric = LanguageDifference(model, [pair])
+        result = attribute(
+            model, contrast(model, [pair]), universe, metric, method="integrated", steps=steps, progress=False
+        )
+        found.append(result.scores[:, 0] / float((result.other - result.base)[0]))
+    return torch.stack(found).mean(0)
+
+
+def main() -> None:
+    """Finds the circuit, tests it, prints what it holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=Path, help="folder that `hooked-whisper prompts` made; else shipped speech")
+    parser.add_argument("--pairs", type=int, default=2, help="sentences in each half")
+    parser.add_argument("--window", type=int, default=4, help="seconds of the model's window")
+    parser.add_argument("--steps", type=int, default=4, help="of integration")
+    parser.add_argument("--random", type=int, default=5, help="random circuits of the same size to compare with")
+    parser.add_argument("--seed", type=int, default=0, help="of the halves and of the languages paired")
+    parser.add_argument("--circuit", type=Path, help="also write the circuit to this JSON file")
+    options = parser.parse_args()
+    model = with_window(HookedWhisper.from_pretrained("openai/whisper-base", device="cpu"), options.window)
+    spoken = sentences(options.prompts, options.window)
+    source = random.Random(options.seed)
+    keys = list(spoken)
+    source.shuffle(keys)
+    n = min(options.pairs, len(keys) // 2)
+    halves = [make_pairs(keys[at : at + n], spoken, source) for at in (0, n)]
+    print(f"{len(keys)} sentences in {len(LANGUAGES)} languages; {n} pairs to find the circuit, {n} others to test it")
+    universe = nodes(model, ["head", "mlp"])
+    scores = score(model, halves[0], universe, options.steps)
+    for place in scores.argsort(descending=True)[:10].tolist():
+        print(f"  {float(scores[place]):6.3f}  {universe[place]}")
+
+    tasks = [
+        CircuitTask(model, contrast(model, half), universe, LanguageDifference(model, half), batch_size=4 * n)
+        for half in halves
+    ]
+    print(f"\nmetric of the plain model on the other half: {float(tasks[1].whole.mean()):.2f} nats; nothing kept: "
+          f"{float(tasks[1].empty.mean()):.2f}")  # fmt: skip
+    print("share of nodes   found on   held out   completeness, held out")
+    for share in SHARES:
+        circuit = Circuit.top(universe, scores, round(share * len(universe)))
+        found, held_out = (circuit.evaluate(task, progress=False) for task in tasks)
+        print(
+            f"{share:10.0%}     {found.faithfulness:8.2f}   {held_out.faithfulness:8.2f}   {held_out.completeness:8.2f}"
+        )
+    quarter = Circuit.top(universe, scores, len(universe) // 4)
+    beside = quarter.compare_with_random(tasks[1], n=options.random, progress=None)
+    print(f"\nthe best {len(quarter.nodes)} of {len(universe)} nodes, held out: faithfulness {beside.faithfulness:.2f}"
+          f"; {options.random} random circuits of as many nodes of each kind: mean {float(beside.random.mean()):.2f}, "
+          f"best {float(beside.random.max()):.2f}, p = {beside.p_value:.3f}")  # fmt: skip
+    kinds = Counter(f"{node.kind.replace('.blocks.*', '')}" for node in quarter.nodes)
+    whole = Counter(f"{node.kind.replace('.blocks.*', '')}" for node in universe)
+    print("it holds " + ", ".join(f"{count} of {whole[kind]} {kind}" for kind, count in sorted(kinds.items())))
+    if options.circuit is not None:
+        print(f"Written: {quarter.save(options.circuit)}")
+
+
+if __name__ == "__main__":
+    main()

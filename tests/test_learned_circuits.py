@@ -1,0 +1,68 @@
+"""Learnt circuits: gates mix as they say, few of them do a task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import small_config, small_inputs, small_model
+from torch import Tensor
+
+from hooked_whisper import AnalysisError
+from hooked_whisper.analysis.circuits import Circuit, CircuitTask
+from hooked_whisper.analysis.contrast import Contrast, ModelInput
+from hooked_whisper.analysis.learned_circuits import gated_logits, learned_scores
+from hooked_whisper.analysis.nodes import nodes
+
+
+def metric(logits: Tensor) -> Tensor:
+    return logits[:, -1, 3] - logits[:, -1, 4]
+
+
+@pytest.fixture(scope="module")
+def task() -> CircuitTask:
+    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (1, 2)]
+    contrast = Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
+    model = small_model()
+    return CircuitTask(model, contrast, nodes(model, ["head", "mlp"]), metric)
+
+
+@torch.no_grad()
+def test_open_and_shut_gates_are_a_circuit(task: CircuitTask) -> None:
+    circuit = task.universe[::3]
+    gates = torch.tensor([float(node in circuit) for node in task.universe], dtype=torch.float64)
+    assert torch.allclose(metric(gated_logits(task, gates)), task.metrics([circuit])[0], atol=1e-10)
+    ones = torch.ones(len(gates), dtype=torch.float64)
+    assert torch.allclose(metric(gated_logits(task, ones)), task.whole, atol=1e-10)
+
+
+def test_gates_have_the_gradient_of_finite_differences(task: CircuitTask) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gates = torch.rand(len(task.universe), generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: task.lost(gated_logits(task, x)), (gates,))
+
+
+def test_few_gates_do_much_of_the_task(task: CircuitTask) -> None:
+    n = len(task.universe) // 4
+    asked = [weight.requires_grad for weight in task.model.parameters()]
+    learnt = Circuit.top(task.universe, learned_scores(task, n, steps=150, progress=False), n)
+    assert [weight.requires_grad for weight in task.model.parameters()] == asked
+    assert not any(point.live for point in task.model.hook_dict.values())
+    own = float(task.faithfulness([learnt.nodes])[0])
+    random = learnt.compare_with_random(task, n=50).random
+    assert own > float(random.max())
+    assert own > 0.5
+
+
+def test_the_seed_fixes_it(task: CircuitTask) -> None:
+    one, other = (learned_scores(task, 5, steps=5, seed=2, progress=False) for _ in range(2))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, learned_scores(task, 5, steps=5, seed=3, progress=False))
+
+
+def test_what_cannot_be(task: CircuitTask) -> None:
+    with pytest.raises(AnalysisError, match="n=0: expected 1 to"):
+        learned_scores(task, 0)
+    with pytest.raises(AnalysisError, match=r"n=\d+: expected 1 to"):
+        learned_scores(task, len(task.universe))
+    with pytest.raises(AnalysisError, match="steps=0 and lr=0.1: expected at least one step"):
+        learned_scores(task, 3, steps=0)
