@@ -138,6 +138,11 @@ class CircuitTask:
         """What circuits run on."""
         return self._clean.inputs
 
+    @property
+    def encoder_out(self) -> Float[Tensor, "batch frame d_model"]:
+        """What the encoder makes of it, as it is."""
+        return self._clean.encoder_out
+
     def ablated(self, node: Node) -> Tensor | float:
         """What stands in a node outside a circuit; broadcasts to its activation."""
         return self._values[node]

@@ -115,5 +115,7 @@ def gated_logits(task: CircuitTask, gates: Float[Tensor, " node"]) -> Float[Tens
         return mixed
 
     hooks: list[tuple[str, HookFunction]] = [(hook, mix) for hook in groups]
+    in_encoder = any(node.stack == "encoder" or node.hook == "hook_mel" for node in task.universe)
     with task.model.hooks(fwd_hooks=hooks):
-        return task.clean.logits(task.model)
+        frames = task.model.encode_mel(task.clean.mel) if in_encoder else task.encoder_out
+        return task.model.decode(task.clean.tokens, frames)

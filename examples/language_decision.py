@@ -1,12 +1,12 @@
 """Which parts make Whisper decide the language? A circuit found on some sentences and tested on others.
 
 python examples/language_decision.py                                     # two pairs of shipped clips, seconds
-python examples/language_decision.py --prompts prompts --pairs 20 --window 30 --random 100
+python examples/language_decision.py --prompts prompts --pairs 20 --steps 16 --gates 200 --random 100
 
 Each pair is one sentence said in two languages (hooked-whisper prompts fetches 442 of them in five): the clean and the
 corrupted input. The metric is the difference of the two language tokens' logits after <|startoftranscript|>, the nodes
-are all heads and MLPs. Scores come from attribution on one half of the sentences; the circuit of the best of them is
-then run on the other half, everything outside it replaced by what it was for the other language.
+are all heads and MLPs. A circuit is found on one half of the sentences, by attribution and by learnt gates, and run on
+the other half, everything outside it replaced by what it was for the other language.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis.attribution import attribute
 from hooked_whisper.analysis.circuits import Circuit, CircuitTask
 from hooked_whisper.analysis.contrast import Contrast
+from hooked_whisper.analysis.learned_circuits import learned_scores
 from hooked_whisper.analysis.nodes import Node, nodes
 from hooked_whisper.audio import load_audio
 from hooked_whisper.speech import clips
@@ -97,7 +98,7 @@ def contrast(model: HookedWhisper, pairs: list[Pair]) -> Contrast:
     return Contrast.of(model, clean=clean, corrupted=corrupted, text=[[model.tokenizer.sot]] * len(pairs))
 
 
-def score(model: HookedWhisper, pairs: list[Pair], universe: list[Node], steps: int) -> Tensor:
+def attribution(model: HookedWhisper, pairs: list[Pair], universe: list[Node], steps: int) -> Tensor:
     """Attribution of each node, each pair's as a share of what its two sides differ by; mean over pairs."""
     found = []
     for pair in pairs:
@@ -109,6 +110,13 @@ def score(model: HookedWhisper, pairs: list[Pair], universe: list[Node], steps: 
     return torch.stack(found).mean(0)
 
 
+def report(circuit: Circuit, found_on: CircuitTask, held_out: CircuitTask) -> None:
+    """One line: how well a circuit stands for the model."""
+    one, other = (circuit.evaluate(task, progress=False) for task in (found_on, held_out))
+    share = len(circuit.nodes) / len(circuit.universe)
+    print(f"{share:8.0%}  {one.faithfulness:8.2f} {other.faithfulness:8.2f} {other.completeness:8.2f}")
+
+
 def main() -> None:
     """Finds the circuit, tests it, prints what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +124,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2, help="sentences in each half")
     parser.add_argument("--window", type=int, default=4, help="seconds of the model's window")
     parser.add_argument("--steps", type=int, default=4, help="of integration")
+    parser.add_argument("--gates", type=int, default=20, help="steps in which gates are learnt")
     parser.add_argument("--random", type=int, default=5, help="random circuits of the same size to compare with")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the languages paired")
     parser.add_argument("--circuit", type=Path, help="also write the circuit to this JSON file")
@@ -129,33 +138,35 @@ def main() -> None:
     halves = [make_pairs(keys[at : at + n], spoken, source) for at in (0, n)]
     print(f"{len(keys)} sentences in {len(LANGUAGES)} languages; {n} pairs to find the circuit, {n} others to test it")
     universe = nodes(model, ["head", "mlp"])
-    scores = score(model, halves[0], universe, options.steps)
-    for place in scores.argsort(descending=True)[:10].tolist():
-        print(f"  {float(scores[place]):6.3f}  {universe[place]}")
-
-    tasks = [
+    found_on, held_out = (
         CircuitTask(model, contrast(model, half), universe, LanguageDifference(model, half), batch_size=4 * n)
         for half in halves
-    ]
-    print(f"\nmetric of the plain model on the other half: {float(tasks[1].whole.mean()):.2f} nats; nothing kept: "
-          f"{float(tasks[1].empty.mean()):.2f}")  # fmt: skip
-    print("share of nodes   found on   held out   completeness, held out")
+    )
+    print(f"held out: {float(held_out.whole.mean()):.2f} nats for the clip's own language, "
+          f"{float(held_out.empty.mean()):.2f} with all {len(universe)} nodes from the other language\n")  # fmt: skip
+
+    scores = attribution(model, halves[0], universe, options.steps)
+    for place in scores.argsort(descending=True)[:10].tolist():
+        print(f"  {float(scores[place]):6.3f}  {universe[place]}")
+    print("\nranked by attribution: share of nodes, faithfulness where found and held out, completeness held out")
     for share in SHARES:
-        circuit = Circuit.top(universe, scores, round(share * len(universe)))
-        found, held_out = (circuit.evaluate(task, progress=False) for task in tasks)
-        print(
-            f"{share:10.0%}     {found.faithfulness:8.2f}   {held_out.faithfulness:8.2f}   {held_out.completeness:8.2f}"
-        )
-    quarter = Circuit.top(universe, scores, len(universe) // 4)
-    beside = quarter.compare_with_random(tasks[1], n=options.random, progress=None)
-    print(f"\nthe best {len(quarter.nodes)} of {len(universe)} nodes, held out: faithfulness {beside.faithfulness:.2f}"
-          f"; {options.random} random circuits of as many nodes of each kind: mean {float(beside.random.mean()):.2f}, "
-          f"best {float(beside.random.max()):.2f}, p = {beside.p_value:.3f}")  # fmt: skip
-    kinds = Counter(f"{node.kind.replace('.blocks.*', '')}" for node in quarter.nodes)
-    whole = Counter(f"{node.kind.replace('.blocks.*', '')}" for node in universe)
+        report(Circuit.top(universe, scores, round(share * len(universe))), found_on, held_out)
+
+    quarter = len(universe) // 4
+    print(f"\nlearnt as gates, {options.gates} steps:")
+    scores = learned_scores(found_on, quarter, steps=options.gates, seed=options.seed)
+    circuit = Circuit.top(universe, scores, quarter)
+    report(circuit, found_on, held_out)
+    beside = circuit.compare_with_random(held_out, n=options.random)
+    print(f"{options.random} random circuits of as many nodes of each kind, held out: mean "
+          f"{float(beside.random.mean()):.2f}, best {float(beside.random.max()):.2f}; "
+          f"p = {beside.p_value:.3f}")  # fmt: skip
+    kinds = Counter(node.kind.replace(".blocks.*", "") for node in circuit.nodes)
+    whole = Counter(node.kind.replace(".blocks.*", "") for node in universe)
     print("it holds " + ", ".join(f"{count} of {whole[kind]} {kind}" for kind, count in sorted(kinds.items())))
+    print("  " + ", ".join(map(str, circuit.nodes)))
     if options.circuit is not None:
-        print(f"Written: {quarter.save(options.circuit)}")
+        print(f"Written: {circuit.save(options.circuit)}")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ from the heads that it finds, and from all others. Heads are ranked and checked 
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 
 import torch
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis.alignment_heads import AlignmentScores, Reading, read_tokens
 from hooked_whisper.speech import Clip, clips
+from hooked_whisper.windows import with_window
 
 # Sentences on which the score was developed; every other key in alphabetical order, and one that was looked at first.
 DEVELOPMENT = {*sorted({clip.key for clip in clips()})[::2], "conf-leaderhasleft"}
@@ -25,10 +26,17 @@ TOP = 8
 
 def main() -> None:
     """Ranks the heads on held-out clips and prints what it finds."""
-    n_keys = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    keys = sorted({clip.key for clip in clips()} - DEVELOPMENT)[:n_keys]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sentences", nargs="?", type=int, default=1, help="how many, each in five languages")
+    parser.add_argument("--window", type=int, default=30, help="seconds of the model's window")
+    options = parser.parse_args()
+    longest: dict[str, float] = {}
+    for clip in clips():
+        longest[clip.key] = max(clip.seconds, longest.get(clip.key, 0.0))
+    keys = [key for key in sorted(longest) if key not in DEVELOPMENT and longest[key] <= options.window]
+    keys = keys[: options.sentences]
     chosen = [clip for key in keys for clip in clips(key=key)]
-    model = HookedWhisper.from_pretrained("openai/whisper-base")
+    model = with_window(HookedWhisper.from_pretrained("openai/whisper-base"), options.window)
     readings = [reading for key in keys for reading in read(model, clips(key=key))]
     scores = AlignmentScores(torch.stack([reading.scores() for reading in readings]))
     published = model.cfg.alignment_heads

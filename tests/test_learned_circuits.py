@@ -35,6 +35,21 @@ def test_open_and_shut_gates_are_a_circuit(task: CircuitTask) -> None:
     assert torch.allclose(metric(gated_logits(task, ones)), task.whole, atol=1e-10)
 
 
+@torch.no_grad()
+def test_a_universe_of_decoder_nodes_runs_the_decoder_alone(task: CircuitTask) -> None:
+    universe = nodes(task.model, ["head"], stacks=["decoder"])
+    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (1, 2)]
+    contrast = Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
+    decoders = CircuitTask(task.model, contrast, universe, metric)
+    gates = torch.tensor([float(i % 2) for i in range(len(universe))], dtype=torch.float64)
+    ran: list[object] = []
+    handle = task.model.encoder.register_forward_hook(lambda *_: ran.append(1))
+    logits = gated_logits(decoders, gates)
+    handle.remove()
+    assert not ran
+    assert torch.allclose(metric(logits), decoders.metrics([universe[1::2]])[0], atol=1e-10)
+
+
 def test_gates_have_the_gradient_of_finite_differences(task: CircuitTask) -> None:
     generator = torch.Generator().manual_seed(0)
     gates = torch.rand(len(task.universe), generator=generator, dtype=torch.float64).requires_grad_()

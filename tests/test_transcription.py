@@ -28,25 +28,23 @@ def joined(language: str, seconds: float) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_english_prompts_have_the_word_error_rate_that_transformers_has(whisper_base: HookedWhisper) -> None:
-    """`python -m benchmarks.word_errors` has the rates of more prompts; these twenty are harder than most."""
-    chosen = clips(language="en")
+def test_english_prompts_read_as_transformers_reads_them(whisper_base: HookedWhisper) -> None:
+    """`python -m benchmarks.word_errors` has the error rates, of these and of many more prompts."""
+    chosen = clips(language="en")[:8]
     said = whisper_base.transcribe([clip.path for clip in chosen], language="en")
     assert isinstance(said, list)
     mel = whisper_base.to_mel([clip.path for clip in chosen])
     found = to_transformers(load_checkpoint("openai/whisper-base")).generate(mel, language="en", task="transcribe")
     assert whisper_base.tokenizer is not None
     theirs = whisper_base.tokenizer.hf.batch_decode(found, skip_special_tokens=True)
+    assert [transcript.text for transcript in said] == [text.strip() for text in theirs]
     normal = EnglishTextNormalizer({})
-    texts = [normal(clip.text) for clip in chosen]
-    rate = jiwer.wer(texts, [normal(transcript.text) for transcript in said])
-    assert rate == jiwer.wer(texts, [normal(text) for text in theirs])
-    assert rate <= 0.04
+    assert jiwer.wer([normal(clip.text) for clip in chosen], [normal(transcript.text) for transcript in said]) <= 0.1
 
 
 @pytest.mark.slow
-def test_two_minutes_are_token_for_token_transformers_long_form(whisper_base: HookedWhisper) -> None:
-    audio = joined("en", 130.0)
+def test_three_windows_are_token_for_token_transformers_long_form(whisper_base: HookedWhisper) -> None:
+    audio = joined("en", 65.0)  # benchmarks.parity takes 130 s
     ours = whisper_base.transcribe(audio, language="en")
     assert isinstance(ours, Transcript)
     features = WhisperFeatureExtractor()(
@@ -58,10 +56,10 @@ def test_two_minutes_are_token_for_token_transformers_long_form(whisper_base: Ho
     eot = whisper_base.tokenizer.eot
     expected = [token for token in theirs["sequences"][0].tolist() if token != eot]
     assert ours.tokens == expected
-    assert ours.seconds == 130.0
+    assert ours.seconds == 65.0
     starts = [segment.start for segment in ours.segments]
-    assert starts == sorted(starts) and len(starts) > 10
-    assert ours.segments[-1].end <= 130.0
+    assert starts == sorted(starts) and len(starts) > 5
+    assert ours.segments[-1].end <= 65.0
 
 
 def test_words_have_times_inside_the_clip_and_in_order(whisper_base: HookedWhisper) -> None:
