@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer
 
 from hooked_whisper.analysis.labels import Labels
 from hooked_whisper.errors import AnalysisError, MissingExtraError, did_you_mean
-
-if TYPE_CHECKING:
-    import scipy.sparse
 
 
 @dataclass(frozen=True)
@@ -32,14 +29,14 @@ class FrameLabels:
         matrix: [row, label] of truth values, `scipy.sparse.csr_array`.
         names: of the labels, "kind=value": "phone=p", "word=two", "language=es".
         kinds: what stands before "=", for each label.
-        known: [row, kind], in the order of `kind_names`: whether the row's clip is labelled for that kind at all. None
-            if all is.
+        known: [row, kind] of truth values, sparse too, in the order of `kind_names`: whether the row's clip is labelled
+            for that kind at all. None if all is.
     """
 
-    matrix: scipy.sparse.csr_array
+    matrix: Any
     names: tuple[str, ...]
     kinds: tuple[str, ...]
-    known: scipy.sparse.csr_array | None = None
+    known: Any = None
 
     def __post_init__(self) -> None:
         if self.matrix.shape[1] != len(self.names) or len(self.names) != len(self.kinds):
@@ -149,7 +146,7 @@ class FrameLabels:
 def frame_labels(
     labels: Labels,
     clip: Integer[np.ndarray, " row"],
-    frame: Integer[np.ndarray, " row"],
+    frame: Integer[np.ndarray, "_"],
     clips: Sequence[str],
     *,
     tiers: Collection[str] | None = None,

@@ -285,7 +285,7 @@ class Labels:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Labels:
+    def from_dict(cls, data: Any) -> Labels:
         """Labels from what `to_dict` gives.
 
         Raises:
