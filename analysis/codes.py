@@ -37,21 +37,23 @@ from hooked_whisper.saes.coding import SparseCoder, check_coder
 from hooked_whisper.saes.splitting import held_out_groups
 from hooked_whisper.saes.store import ActivationStore
 
-try:
-    from scipy import sparse
-except ImportError as error:
-    raise MissingExtraError(
-        "The analysis of features needs scipy, which cannot be imported: pip install 'hooked-whisper[analysis]'."
-    ) from error
+if TYPE_CHECKING:
+    sparse: Any = None  # scipy says too little of its types
+    CsrArray = CscArray = Any
+    Columns = Mapping[str, np.ndarray]
+else:
+    try:
+        from scipy import sparse
+    except ImportError as error:
+        raise MissingExtraError(
+            "The analysis of features needs scipy, which cannot be imported: pip install 'hooked-whisper[analysis]'."
+        ) from error
+    CsrArray, CscArray = sparse.csr_array, sparse.csc_array
+    Columns = Any  # a run-time check would go through every column of every object
 
 _FORMAT = 1
 _MAX_ACTIVATIONS = 2**23  # dense activations at a time: 32 MB in float32
 _NOT_COLUMNS = ("clip", "frame", "time", "sha256")  # what `clip` and `frame` say, and what nobody groups by
-
-if TYPE_CHECKING:
-    Columns = Mapping[str, np.ndarray]
-else:
-    Columns = Any  # a run-time check would go through every column of every object
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class FeatureCodes:
         signed: whether the second half of the latents are the opposites of the first (neurons, PCA).
     """
 
-    acts: sparse.csr_array
+    acts: CsrArray
     clip: Int[np.ndarray, " row"]
     frame: Int[np.ndarray, " row"]
     clips: tuple[str, ...]
@@ -105,7 +107,7 @@ class FeatureCodes:
         )
 
     @cached_property
-    def by_latent(self) -> sparse.csc_array:
+    def by_latent(self) -> CscArray:
         """`acts` by columns; as much memory again."""
         return self.acts.tocsc()
 

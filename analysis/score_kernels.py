@@ -15,34 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hooked_whisper.analysis.codes import sparse
+from hooked_whisper.analysis.codes import CscArray, CsrArray, sparse
+from hooked_whisper.analysis.frame_labels import FrameLabels
 from hooked_whisper.errors import AnalysisError
 
 _HITS = 4_000_000  # entries of a block at which some label is there, about 0.5 GB of working memory
-
-if TYPE_CHECKING:
-
-    class LabelMatrix(Protocol):
-        """What scores need of labels; `frame_labels.FrameLabels` has it."""
-
-        @property
-        def matrix(self) -> sparse.csr_array: ...  # [row label], nonzero where the label is there
-
-        @property
-        def names(self) -> tuple[str, ...]: ...
-
-        @property
-        def kinds(self) -> tuple[str, ...]: ...
-
-        @property
-        def known(self) -> sparse.csr_array | None: ...  # [row kind]
-else:
-    LabelMatrix = Any  # a parameter of a module is no attribute that a run-time check of protocols finds
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,7 @@ class Entries:
     @classmethod
     def of(
         cls,
-        by_latent: sparse.csc_array,
+        by_latent: CscArray,
         first: int,
         last: int,
         stratum: Int[np.ndarray, " row"] | None = None,
@@ -119,7 +101,7 @@ class LabelGroup:
     """
 
     columns: np.ndarray
-    matrix: sparse.csr_array
+    matrix: CsrArray
     known: np.ndarray | None
     n_train: int
     n_test: int
@@ -127,36 +109,18 @@ class LabelGroup:
     test: np.ndarray
 
 
-def kind_names(labels: LabelMatrix) -> tuple[str, ...]:
-    """The kinds of some labels, in the order of their first label: the columns of `known`."""
-    return tuple(dict.fromkeys(labels.kinds))
-
-
-def known_rows(labels: LabelMatrix, kind: str) -> Bool[np.ndarray, " row"]:
-    """On which rows a kind is labelled at all."""
-    if labels.known is None:
-        return np.ones(labels.matrix.shape[0], dtype=bool)
-    return labels.known[:, [kind_names(labels).index(kind)]].toarray()[:, 0] != 0
-
-
-def check_labels(labels: LabelMatrix, n_rows: int) -> None:
-    """Raises AnalysisError for labels of other rows, or names, kinds and columns that differ in number."""
-    rows, columns = labels.matrix.shape
-    if rows != n_rows:
+def check_labels(labels: FrameLabels, n_rows: int) -> None:
+    """Raises AnalysisError for labels of other rows, or none."""
+    if len(labels) != n_rows:
         raise AnalysisError(
-            f"The labels are of {rows} rows and the codes have {n_rows}: label the rows of these codes "
+            f"The labels are of {len(labels)} rows and the codes have {n_rows}: label the rows of these codes "
             "(their clip, frame and clips)."
         )
-    if not columns == len(labels.names) == len(labels.kinds):
-        raise AnalysisError(
-            f"The label matrix has {columns} columns, {len(labels.names)} names and {len(labels.kinds)} kinds: "
-            "expected one name and one kind for each column."
-        )
-    if not columns:
+    if not labels.names:
         raise AnalysisError("There are no labels.")
 
 
-def as_ones(matrix: Any) -> sparse.csr_array:
+def as_ones(matrix: Any) -> CsrArray:
     """A sparse matrix as CSR with ones where it is not zero, each once."""
     found = sparse.csr_array(matrix).astype(bool)
     found.sum_duplicates()
@@ -164,13 +128,13 @@ def as_ones(matrix: Any) -> sparse.csr_array:
     return found
 
 
-def label_groups(labels: LabelMatrix, train: Bool[np.ndarray, " row"]) -> list[LabelGroup]:
+def label_groups(labels: FrameLabels, train: Bool[np.ndarray, " row"]) -> list[LabelGroup]:
     """The labels, those that are known on the same rows together."""
     matrix = as_ones(labels.matrix)
     by_mask: dict[bytes, tuple[np.ndarray | None, list[int]]] = {}
     kinds = np.array(labels.kinds)
-    for kind in kind_names(labels):
-        known = known_rows(labels, kind)
+    for kind in labels.kind_names:
+        known = labels.known_rows(kind)
         mask = None if known.all() else known
         _, columns = by_mask.setdefault(b"" if mask is None else np.packbits(mask).tobytes(), (mask, []))
         columns += np.flatnonzero(kinds == kind).tolist()
@@ -184,7 +148,7 @@ def label_groups(labels: LabelMatrix, train: Bool[np.ndarray, " row"]) -> list[L
     return found
 
 
-def latent_blocks(by_latent: sparse.csc_array, labels_a_row: float, hits: int = _HITS) -> Iterator[tuple[int, int]]:
+def latent_blocks(by_latent: CscArray, labels_a_row: float, hits: int = _HITS) -> Iterator[tuple[int, int]]:
     """Blocks of latents, first and last, with about as many hits each as fit into memory comfortably."""
     ends = np.cumsum(np.diff(by_latent.indptr)) * max(labels_a_row, 1.0)
     first, n_latents = 0, by_latent.shape[1]
@@ -326,13 +290,13 @@ class Ranks:
         spread: [latent stratum], what the variance of a rank sum is, over positives times negatives.
     """
 
-    lift: sparse.csr_array
+    lift: CsrArray
     silent: np.ndarray
     spread: np.ndarray
 
 
 def block_ranks(
-    by_latent: sparse.csc_array, first: int, last: int, stratum: Int[np.ndarray, " row"], sizes: np.ndarray
+    by_latent: CscArray, first: int, last: int, stratum: Int[np.ndarray, " row"], sizes: np.ndarray
 ) -> Ranks:
     """Ranks of a block of latents; `sizes` are the rows of each stratum, rows of stratum -1 are left out."""
     n_strata = len(sizes)
@@ -355,7 +319,7 @@ def block_ranks(
 
 
 def rank_test(
-    ranks: Ranks, labels: sparse.csr_array, positives: np.ndarray, sizes: np.ndarray
+    ranks: Ranks, labels: CsrArray, positives: np.ndarray, sizes: np.ndarray
 ) -> tuple[Float[np.ndarray, "latent label"], Float[np.ndarray, "latent label"]]:
     """AUC within strata, and its standard score were the rows of a stratum independent.
 

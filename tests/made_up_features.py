@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from hooked_whisper.analysis.codes import FeatureCodes, sparse
+from hooked_whisper.analysis.frame_labels import FrameLabels
 
 FRAMES_A_CLIP = 60
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What `FrameLabels` is, without its making."""
-
-    matrix: sparse.csr_array
-    names: tuple[str, ...]
-    kinds: tuple[str, ...]
-    known: sparse.csr_array | None = None
-
-
-def labels_of(columns: dict[str, np.ndarray], known: dict[str, np.ndarray] | None = None) -> Labels:
+def labels_of(columns: dict[str, np.ndarray], known: dict[str, np.ndarray] | None = None) -> FrameLabels:
     """From "kind=value" and the rows on which it holds; and the rows on which kinds are known."""
     kinds = tuple(name.partition("=")[0] for name in columns)
-    matrix = sparse.csr_array(np.stack(list(columns.values()), 1).astype(np.uint8))
+    matrix = sparse.csr_array(np.stack(list(columns.values()), 1).astype(bool))
     order = tuple(dict.fromkeys(kinds))
     masks = None
     if known is not None:
         everywhere = np.ones(matrix.shape[0], dtype=bool)
         masks = sparse.csr_array(np.stack([known.get(kind, everywhere) for kind in order], 1))
-    return Labels(matrix, tuple(columns), kinds, masks)
+    return FrameLabels(matrix, tuple(columns), kinds, masks)
 
 
 def one_label_a_row(kind: str, of: np.ndarray, values: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_features import Labels, labels_of
+from made_up_features import labels_of
 
 from hooked_whisper import AnalysisError
 from hooked_whisper.analysis.codes import sparse
+from hooked_whisper.analysis.frame_labels import FrameLabels
 from hooked_whisper.analysis.score_kernels import (
     Entries,
     block_ranks,
@@ -160,8 +161,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     labels = labels_of({"a=1": np.array([True, False])})
     for broken, n_rows, message in (
         (labels, 3, "The labels are of 2 rows and the codes have 3"),
-        (Labels(labels.matrix, ("a=1", "a=2"), ("a",)), 2, "1 columns, 2 names and 1 kinds"),
-        (Labels(labels.matrix[:, :0], (), ()), 2, "There are no labels"),
+        (FrameLabels(labels.matrix[:, :0], (), ()), 2, "There are no labels"),
     ):
         with pytest.raises(AnalysisError, match=message):
             check_labels(broken, n_rows)
