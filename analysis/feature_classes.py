@@ -12,8 +12,8 @@ A latent belongs to a class if one of its pairs with a label of that class
 3. is worth something: held-out F1 of at least 0.3 at the threshold of the training half, or, for positional labels, at
    least 5 % of the label's entropy.
 
-Of several such labels the one with the best F1 on the training half decides, so that nothing is chosen where it is
-reported. The rivals are what would explain the pair otherwise:
+Of several labels that pass 1 and 2 the one with the best F1 on the training half is the latent's, so that nothing is
+chosen where its worth is reported. The rivals are what would explain the pair otherwise:
 
 | class | labels | must hold within strata of |
 |---|---|---|
@@ -136,8 +136,9 @@ class ClassCount:
 
     Attributes:
         latents: which.
-        n: how many, with a 95 % interval over resampled groups (clips or speakers) of the held-out half: what would
-            still be worth enough there. Which label a latent stands for is not chosen anew.
+        n: how many, with a 95 % interval over resampled groups (clips or speakers) of the held-out half: what would be
+            worth enough there, of all latents whose label is of this class and passes tests and rivals. Labels and
+            tests are not done anew.
     """
 
     latents: Int[np.ndarray, " latent"]
@@ -255,26 +256,26 @@ def classify(
             rows = evidence.labels.known_rows(kind) & ~scores.train
             share = scores.n_test[columns] / max(int(rows.sum()), 1)
             worth[:, columns] = scores.information[:, columns] / np.maximum(_entropy(share), 1e-12)
-            passes[:, columns] = good & (worth[:, columns] >= min_information)
         else:
             worth[:, columns] = scores.f1[:, columns]
-            passes[:, columns] = good & (worth[:, columns] >= min_f1)
+        passes[:, columns] = good
     choice = np.where(passes, np.nan_to_num(scores.f1_train) + 1e-9, 0.0)
-    label = np.where(passes.any(1), choice.argmax(1), -1)
+    chosen = np.where(passes.any(1), choice.argmax(1), -1)
+    found = np.where(chosen >= 0, worth[np.arange(len(chosen)), chosen], np.nan)
+    minimum = np.where(informative, min_information, min_f1)
+    label = np.where(np.nan_to_num(found, nan=-1.0) >= minimum[chosen], chosen, -1)
     ever = np.diff(evidence.codes.by_latent.indptr) > 0
     of = [
         class_of_kind[scores.kinds[at]] if at >= 0 else UNEXPLAINED if active else SILENT
         for at, active in zip(label.tolist(), ever.tolist(), strict=True)
     ]
-    found = np.where(label >= 0, worth[np.arange(len(label)), label], np.nan)
-    minimum = np.where(informative, min_information, min_f1)
+    found = np.where(label >= 0, found, np.nan)
     counts = {}
     present = {class_of_kind[kind] for kind in kinds}
     for name in [*[known for known in CLASSES if known in present], *sorted(present - set(CLASSES))]:
-        latents = np.flatnonzero(np.array(of) == name)
-        counts[name] = ClassCount(
-            latents, _count(evidence, latents, label[latents], minimum, informative, groups, n_resamples, seed)
-        )
+        candidates = np.flatnonzero([at >= 0 and class_of_kind[scores.kinds[at]] == name for at in chosen.tolist()])
+        n = _count(evidence, candidates, chosen[candidates], minimum, informative, groups, n_resamples, seed)
+        counts[name] = ClassCount(np.flatnonzero(np.array(of) == name), n)
     return FeatureClasses(tuple(of), label, found, counts, evidence)
 
 
@@ -294,7 +295,7 @@ def _count(
     n_resamples: int,
     seed: int,
 ) -> Estimate:
-    """How many of these latents stay worth enough when groups of the held-out half are drawn again."""
+    """How many of these latents are worth enough, and when groups of the held-out half are drawn again."""
     codes, scores = evidence.codes, evidence.scores
     test = ~scores.train
     of, _ = codes.groups(groups)

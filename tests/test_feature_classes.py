@@ -65,14 +65,15 @@ def test_counts_have_intervals(evidence: Evidence) -> None:
     phonetic = found.counts["phonetic"]
     assert phonetic.n.value == N_PHONES == len(phonetic.latents)
     assert phonetic.n.low is not None and phonetic.n.high is not None
-    assert phonetic.n.low <= N_PHONES == phonetic.n.high  # those chosen, and no more
-    # with the bar where the weakest of them is, it falls in about half of the resamples
+    assert phonetic.n.low <= N_PHONES <= phonetic.n.high
+    # with the bar where the weakest of them is, it falls below it in about half of the resamples
     weakest = float(found.worth[phonetic.latents].min())
     at_the_bar = classify(evidence, min_f1=weakest - 1e-6).counts["phonetic"].n
     assert at_the_bar.value == N_PHONES and at_the_bar.low is not None and at_the_bar.low < N_PHONES
     assert list(found.counts) == ["phonetic", "lexical", "positional", "non-linguistic"]
-    by_speaker = classify(evidence, groups="clip", n_resamples=10, seed=1)
-    assert by_speaker.of == found.of
+    # with the bar a little above it, the latent does not count, but may in a resample
+    above = classify(evidence, min_f1=weakest + 1e-3).counts["phonetic"].n
+    assert above.value == N_PHONES - 1 and above.high == N_PHONES
 
 
 def test_the_summary_says_what_was_found(evidence: Evidence) -> None:
