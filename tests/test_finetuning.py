@@ -35,7 +35,9 @@ def shipped() -> Any:
 def divergence(model: HookedWhisper, sae: Any, corpus: Corpus) -> float:
     report = evaluate_sae(model, sae, corpus, transcribe=False, baselines=(), n_resamples=0, progress=False)
     assert report.overall.on_transcript is not None
-    return report.overall.on_transcript.kl.value
+    kl = report.overall.on_transcript.kl.value
+    assert kl is not None
+    return kl
 
 
 def test_the_divergence_falls_and_is_the_evaluations(model: HookedWhisper, corpus: Corpus) -> None:
