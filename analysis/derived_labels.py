@@ -33,7 +33,7 @@ PARTS = ("onset", "middle", "offset")
 def articulatory_labels(labels: Labels, tier: str = "phone", *, unknown: Unknown = "raise") -> Labels:
     """Tiers "voicing", "manner", "place", "height", "backness", "rounding" and the others of `phones.classes`.
 
-    The sounds of a diphthong, or of a vowel with r, share its time equally.
+    The sounds of a diphthong, or of a vowel with r, share its time equally. Kinds that no phone has are left out.
 
     Args:
         tier: of phones in IPA.
@@ -62,7 +62,9 @@ def articulatory_labels(labels: Labels, tier: str = "phone", *, unknown: Unknown
                     tiers[kind].append(Interval(start, end, value))
         return {kind: join(own) for kind, own in tiers.items()}
 
-    return _of_each(labels, tier, made)
+    found = _of_each(labels, tier, made)
+    # What no phone is marked for (length, palatalisation) is no tier.
+    return found.where(tiers=[kind for kind in _KINDS if kind in found.tier_names and found.seconds(kind)])
 
 
 _KINDS = (

@@ -37,6 +37,7 @@ def test_how_phones_are_made() -> None:
     # A diphthong is its sounds, one after the other.
     assert spans(made, "height") == [(0.3, 0.4, "open"), (0.4, 0.5, "near-close")]
     assert spans(made, "place") == [(0.2, 0.3, "bilabial"), (0.5, 0.6, "alveolar"), (1.0, 1.2, "alveolar")]
+    assert "length" not in made.tier_names and "palatalisation" not in made.tier_names
     assert "d" not in made.tiers and made.durations == {"c": 1.5}
     strange = Labels({"c": {"phone": (Interval(0.0, 0.1, "AH0"), Interval(0.1, 0.2, "m"))}})
     with pytest.raises(AnalysisError, match="Tier 'phone' has phones that are no IPA: 'AH0'. Name them in IPA"):
