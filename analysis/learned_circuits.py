@@ -73,12 +73,13 @@ def learned_scores(
     down = torch.optim.Adam([log_odds], lr=lr)
     up = torch.optim.Adam([prices], lr=lr, maximize=True)
     wanted = [weight.requires_grad for weight in task.model.parameters()]
+    gated = Gated(task)
     bar = tqdm(range(steps), desc="gates", unit="step", disable=None if progress is None else not progress)
     try:
         task.model.requires_grad_(False)
         with torch.enable_grad():
             for step in bar:
-                lost = task.lost(gated_logits(task, _draw(log_odds, generator).to(device)))
+                lost = task.lost(gated.logits(_draw(log_odds, generator).to(device)))
                 # The number that is wanted falls over the first half.
                 target = n_nodes + (n - n_nodes) * min(1.0, 2 * (step + 1) / steps)
                 over = (torch.sigmoid(log_odds - SHIFT).sum() - target) / n_nodes
@@ -102,20 +103,45 @@ def _draw(log_odds: Float[Tensor, " node"], generator: torch.Generator) -> Float
     return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def gated_logits(task: CircuitTask, gates: Float[Tensor, " node"]) -> Float[Tensor, "batch pos vocab"]:
-    """Logits of the task's clean side with every node a mixture: gate times its own activation, the rest ablated."""
-    place = {node: i for i, node in enumerate(task.universe)}
-    groups = by_hook(task.universe)
+class Gated:
+    """Runs of a task's clean side with every node a mixture: its gate times its own activation, the rest ablated."""
 
-    def mix(activation: Tensor, hook: Any) -> Tensor:
-        mixed = activation.clone()
-        for node in groups[str(hook.name)]:
-            gate = gates[place[node]]
-            mixed[node.index(mixed.ndim)] = gate * node.read(activation) + (1 - gate) * task.ablated(node)
-        return mixed
+    def __init__(self, task: CircuitTask) -> None:
+        self.task = task
+        self._place = {node: i for i, node in enumerate(task.universe)}
+        self._groups = by_hook(task.universe)
+        self._in_encoder = any(node.stack == "encoder" or node.hook == "hook_mel" for node in task.universe)
+        self._laid_out: dict[str, tuple[Tensor, Tensor]] = {}
 
-    hooks: list[tuple[str, HookFunction]] = [(hook, mix) for hook in groups]
-    in_encoder = any(node.stack == "encoder" or node.hook == "hook_mel" for node in task.universe)
-    with task.model.hooks(fwd_hooks=hooks):
-        frames = task.model.encode_mel(task.clean.mel) if in_encoder else task.encoder_out
-        return task.model.decode(task.clean.tokens, frames)
+    def logits(self, gates: Float[Tensor, " node"]) -> Float[Tensor, "batch pos vocab"]:
+        """With a gradient to the gates."""
+        task = self.task
+        with_open = torch.cat([gates, gates.new_ones(1)])  # the last, always open, is for what belongs to no node
+
+        def mix(activation: Tensor, hook: Any) -> Tensor:
+            which, ablated = self._layout(str(hook.name), activation)
+            return torch.lerp(ablated, activation, with_open[which].to(activation))
+
+        hooks: list[tuple[str, HookFunction]] = [(hook, mix) for hook in self._groups]
+        with task.model.hooks(fwd_hooks=hooks):
+            frames = task.model.encode_mel(task.clean.mel) if self._in_encoder else task.encoder_out
+            return task.model.decode(task.clean.tokens, frames)
+
+    @torch.no_grad()
+    def _layout(self, hook: str, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """For each place of an activation the number of its gate, and what stands there ablated; both broadcast."""
+        if hook not in self._laid_out:
+            ablated = torch.zeros_like(activation)
+            nodes = self._groups[hook]
+            # The axes along which nodes lie; the others have one gate for all.
+            sizes = [1] * activation.ndim
+            for node in nodes:
+                for axis, at in enumerate(node.index(activation.ndim)):
+                    if at != slice(None):
+                        sizes[axis] = activation.shape[axis]
+            which = torch.full(sizes, len(self._place), device=activation.device)
+            for node in nodes:
+                node.write(ablated, self.task.ablated(node))
+                which[node.index(which.ndim)] = self._place[node]
+            self._laid_out[hook] = which, ablated
+        return self._laid_out[hook]

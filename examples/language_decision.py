@@ -1,11 +1,11 @@
 """Which parts make Whisper decide the language? A circuit found on some sentences and tested on others.
 
 python examples/language_decision.py                                     # two pairs of shipped clips, seconds
-python examples/language_decision.py --prompts prompts --pairs 20 --steps 16 --gates 200 --random 100
+python examples/language_decision.py --prompts prompts --pairs 10 --neurons --gates 100 --random 100
 
 Each pair is one sentence said in two languages (hooked-whisper prompts fetches 442 of them in five): the clean and the
 corrupted input. The metric is the difference of the two language tokens' logits after <|startoftranscript|>, the nodes
-are all heads and MLPs. A circuit is found on one half of the sentences, by attribution and by learnt gates, and run on
+are all heads and MLPs, or (--neurons) the MLPs neuron by neuron. A circuit is found on one half of the sentences, by attribution and by learnt gates, and run on
 the other half, everything outside it replaced by what it was for the other language.
 """
 
@@ -17,6 +17,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,13 +100,15 @@ def contrast(model: HookedWhisper, pairs: list[Pair]) -> Contrast:
 
 
 def attribution(model: HookedWhisper, pairs: list[Pair], universe: list[Node], steps: int) -> Tensor:
-    """Attribution of each node, each pair's as a share of what its two sides differ by; mean over pairs."""
+    """Attribution of each node, each pair's as a share of what its two sides differ by; mean over pairs.
+
+    Without steps, from the gradient at the corrupted side alone.
+    """
+    options: dict[str, Any] = {"method": "integrated", "steps": steps} if steps else {"method": "patching"}
     found = []
     for pair in pairs:
         metric = LanguageDifference(model, [pair])
-        result = attribute(
-            model, contrast(model, [pair]), universe, metric, method="integrated", steps=steps, progress=False
-        )
+        result = attribute(model, contrast(model, [pair]), universe, metric, progress=False, **options)
         found.append(result.scores[:, 0] / float((result.other - result.base)[0]))
     return torch.stack(found).mean(0)
 
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2, help="sentences in each half")
     parser.add_argument("--window", type=int, default=4, help="seconds of the model's window")
     parser.add_argument("--steps", type=int, default=4, help="of integration")
+    parser.add_argument("--neurons", action="store_true", help="nodes are heads and neurons, not heads and MLPs")
     parser.add_argument("--gates", type=int, default=20, help="steps in which gates are learnt")
     parser.add_argument("--random", type=int, default=5, help="random circuits of the same size to compare with")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the languages paired")
@@ -137,7 +141,7 @@ def main() -> None:
     n = min(options.pairs, len(keys) // 2)
     halves = [make_pairs(keys[at : at + n], spoken, source) for at in (0, n)]
     print(f"{len(keys)} sentences in {len(LANGUAGES)} languages; {n} pairs to find the circuit, {n} others to test it")
-    universe = nodes(model, ["head", "mlp"])
+    universe = nodes(model, ["head", "neuron" if options.neurons else "mlp"])
     found_on, held_out = (
         CircuitTask(model, contrast(model, half), universe, LanguageDifference(model, half), batch_size=4 * n)
         for half in halves
@@ -145,7 +149,7 @@ def main() -> None:
     print(f"held out: {float(held_out.whole.mean()):.2f} nats for the clip's own language, "
           f"{float(held_out.empty.mean()):.2f} with all {len(universe)} nodes from the other language\n")  # fmt: skip
 
-    scores = attribution(model, halves[0], universe, options.steps)
+    scores = attribution(model, halves[0], universe, 0 if options.neurons else options.steps)
     for place in scores.argsort(descending=True)[:10].tolist():
         print(f"  {float(scores[place]):6.3f}  {universe[place]}")
     print("\nranked by attribution: share of nodes, faithfulness where found and held out, completeness held out")
@@ -164,7 +168,8 @@ def main() -> None:
     kinds = Counter(node.kind.replace(".blocks.*", "") for node in circuit.nodes)
     whole = Counter(node.kind.replace(".blocks.*", "") for node in universe)
     print("it holds " + ", ".join(f"{count} of {whole[kind]} {kind}" for kind, count in sorted(kinds.items())))
-    print("  " + ", ".join(map(str, circuit.nodes)))
+    if not options.neurons:
+        print("  " + ", ".join(map(str, circuit.nodes)))
     if options.circuit is not None:
         print(f"Written: {circuit.save(options.circuit)}")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hooked_whisper import AnalysisError
 from hooked_whisper.analysis.circuits import Circuit, CircuitTask
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
-from hooked_whisper.analysis.learned_circuits import gated_logits, learned_scores
+from hooked_whisper.analysis.learned_circuits import Gated, learned_scores
 from hooked_whisper.analysis.nodes import nodes
 
 
@@ -30,9 +30,25 @@ def task() -> CircuitTask:
 def test_open_and_shut_gates_are_a_circuit(task: CircuitTask) -> None:
     circuit = task.universe[::3]
     gates = torch.tensor([float(node in circuit) for node in task.universe], dtype=torch.float64)
-    assert torch.allclose(metric(gated_logits(task, gates)), task.metrics([circuit])[0], atol=1e-10)
+    assert torch.allclose(metric(Gated(task).logits(gates)), task.metrics([circuit])[0], atol=1e-10)
     ones = torch.ones(len(gates), dtype=torch.float64)
-    assert torch.allclose(metric(gated_logits(task, ones)), task.whole, atol=1e-10)
+    assert torch.allclose(metric(Gated(task).logits(ones)), task.whole, atol=1e-10)
+
+
+@torch.no_grad()
+def test_gates_of_neurons_spans_and_heads(task: CircuitTask) -> None:
+    model = task.model
+    universe = [
+        *nodes(model, ["neuron"]),
+        *nodes(model, ["head"], spans={"frame": [(0, 3), (3, 8)], "pos": [(1, 2)]}),
+    ]
+    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (1, 2)]
+    contrast = Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
+    finer = CircuitTask(model, contrast, universe, metric)
+    generator = torch.Generator().manual_seed(1)
+    gates = (torch.rand(len(universe), generator=generator) < 0.4).double()
+    kept = [node for node, gate in zip(universe, gates.tolist(), strict=True) if gate]
+    assert torch.allclose(metric(Gated(finer).logits(gates)), finer.metrics([kept])[0], atol=1e-10)
 
 
 @torch.no_grad()
@@ -44,7 +60,7 @@ def test_a_universe_of_decoder_nodes_runs_the_decoder_alone(task: CircuitTask) -
     gates = torch.tensor([float(i % 2) for i in range(len(universe))], dtype=torch.float64)
     ran: list[object] = []
     handle = task.model.encoder.register_forward_hook(lambda *_: ran.append(1))
-    logits = gated_logits(decoders, gates)
+    logits = Gated(decoders).logits(gates)
     handle.remove()
     assert not ran
     assert torch.allclose(metric(logits), decoders.metrics([universe[1::2]])[0], atol=1e-10)
@@ -53,7 +69,7 @@ def test_a_universe_of_decoder_nodes_runs_the_decoder_alone(task: CircuitTask) -
 def test_gates_have_the_gradient_of_finite_differences(task: CircuitTask) -> None:
     generator = torch.Generator().manual_seed(0)
     gates = torch.rand(len(task.universe), generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: task.lost(gated_logits(task, x)), (gates,))
+    assert torch.autograd.gradcheck(lambda x: task.lost(Gated(task).logits(x)), (gates,))
 
 
 def test_few_gates_do_much_of_the_task(task: CircuitTask) -> None:
