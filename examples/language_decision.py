@@ -5,8 +5,9 @@ python examples/language_decision.py --prompts prompts --pairs 10 --neurons --ga
 
 Each pair is one sentence said in two languages (hooked-whisper prompts fetches 442 of them in five): the clean and the
 corrupted input. The metric is the difference of the two language tokens' logits after <|startoftranscript|>, the nodes
-are all heads and MLPs, or (--neurons) the MLPs neuron by neuron. A circuit is found on one half of the sentences, by attribution and by learnt gates, and run on
-the other half, everything outside it replaced by what it was for the other language.
+are all heads and MLPs, or (--neurons) heads and neurons. A circuit is found on one half of the sentences, by
+attribution and by learnt gates, and run on the other half, everything outside it replaced by what it was for the other
+language.
 """
 
 from __future__ import annotations
