@@ -8,8 +8,23 @@ from pathlib import Path
 import pytest
 
 # Options that make a study short: what it finds then means little.
-SHORT = {"word_timing_heads.py": ["--window", "4"]}
-EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+SHORT = {
+    "word_timing_heads.py": ["--window", "4"],
+    "phones.py": [
+        "--work",
+        "phones",
+        "--languages",
+        "en",
+        "es",
+        "--sentences",
+        "4",
+        "--voices",
+        "2",
+        "--min-rows",
+        "4",
+    ],
+}
+EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
