@@ -125,6 +125,8 @@ class Espeak:
     def say(self, text: str, voice: str, *, speed: int = 175, pitch: int = 50, range: int = 50) -> Spoken:
         """Says a text; the same text, voice and settings give the same samples, whatever was said before.
 
+        Versions of the library before 1.52 differ in their noise from one process to the next.
+
         Args:
             voice: a language of espeak-ng's, perhaps with a variant: "es", "en-us+f2".
             speed: words in a minute, 80 to 450.

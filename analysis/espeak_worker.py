@@ -10,6 +10,7 @@ pitch flutter, its noise), and a text must sound the same whatever was said befo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -58,6 +59,9 @@ def open_library(path: str, data: str | None) -> tuple[ctypes.CDLL, int, str]:
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, where, PHONEME_EVENTS | PHONEME_IPA | DONT_EXIT)
     if rate <= 0:
         raise OSError(f"espeak_Initialize found no data in {data or 'its usual place'}")
+    # It takes the time of day as the seed of its noise. Versions before 1.52 have no function to set another.
+    with contextlib.suppress(AttributeError):
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     folder = ctypes.c_char_p()
     return library, rate, library.espeak_Info(ctypes.byref(folder)).decode()
 

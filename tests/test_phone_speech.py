@@ -77,7 +77,8 @@ def test_rows_of_frames(made: PhoneCorpus) -> None:
 def test_the_same_at_every_run(made: PhoneCorpus, tmp_path: Path) -> None:
     again = make_phone_corpus(TEXTS, tmp_path, voices=VOICES, progress=False)
     for file in sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()):
-        assert (tmp_path / file).read_bytes() == (made.folder / file).read_bytes()
+        same = (tmp_path / file).read_bytes() == (made.folder / file).read_bytes()
+        assert same, file
     before = (tmp_path / "labels.json").stat().st_mtime_ns
     assert make_phone_corpus(TEXTS, tmp_path, voices=VOICES) == again  # complete: left alone
     assert (tmp_path / "labels.json").stat().st_mtime_ns == before
