@@ -1,0 +1,58 @@
+"""Trains the SAE that comes with the package, from nothing but Debian's packages: two hours of two cores.
+
+hooked-whisper prompts prompts
+python -m hooked_whisper.saes.voices voices
+python tools/train_shipped_sae.py prompts voices work
+python tools/ship_sae.py work/run whisper-base/encoder.hook_out
+
+A tenth of the sentences of the prompts, with their translations, is left out, as `hooked-whisper evaluate --where
+kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of the voices are left out by their manifest.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.saes import ActivationStore, Corpus, harvest, train_sae
+
+HOOK = "encoder.hook_out"
+SHORTEST = 1.5  # seconds, of clips that are heard alone in their window: shorter ones are in packed windows only
+
+
+def train(prompts: Path, voices: Path, work: Path) -> None:
+    """Harvests prompts packed and alone, and voices packed; trains on all of it."""
+    model = HookedWhisper.from_pretrained("openai/whisper-base")
+    speech = Corpus.from_manifest(prompts / "manifest.jsonl").where(kind="speech")
+    heard, held_out = speech.split(0.1, seed=0, by="key")
+    left_out = {str(item.columns["key"]) for item in held_out}
+    alone = heard.where(seconds=lambda seconds: SHORTEST <= seconds <= 30)
+    others = Corpus.from_manifest(voices / "manifest.jsonl", on_error="skip").where(split="train")
+    everything = Corpus.from_manifest(prompts / "manifest.jsonl")
+    packed = harvest(model, everything, hooks=HOOK, out=work / "packed", packing="windows")
+    stores = [
+        packed.where(key=lambda key: str(key) not in left_out),
+        harvest(model, alone, hooks=HOOK, out=work / "alone", packing="none", batch_size=4),
+        harvest(model, others, hooks=HOOK, out=work / "voices", packing="windows", batch_size=4),
+    ]
+    train_sae(
+        ActivationStore.join(stores),
+        hook=HOOK,
+        architecture="topk",
+        k=45,
+        d_sae=4096,
+        out=work / "run",
+        total_training_samples=7_000_000,
+        train_batch_size_samples=2048,
+        lr=6e-4,
+        normalize_activations="expected_average_only_in",
+        dead_feature_window=200,
+        held_out=0.02,
+        evaluate_every=400,
+        checkpoint_every=400,
+    )
+
+
+if __name__ == "__main__":
+    train(*map(Path, sys.argv[1:4]))
