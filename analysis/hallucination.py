@@ -114,9 +114,9 @@ class HallucinationResult:
         lines += [f"| version | error term | strength | {counts} | WER of speech ({self.n_speech}) | change |"]
         lines += ["|---" * (5 + len(kinds)) + "|"]
         for one in self.versions:
-            cells = [_percent(one.false[kind]) for kind in kinds]
-            row = [one.condition, one.error_term or "", f"{one.strength:g}", *cells, _percent(one.wer)]
-            lines.append(f"| {' | '.join([*row, _percent(one.wer_change)])} |")
+            cells = [one.false[kind].percent() for kind in kinds]
+            row = [one.condition, one.error_term or "", f"{one.strength:g}", *cells, one.wer.percent()]
+            lines.append(f"| {' | '.join([*row, one.wer_change.percent()])} |")
         named = ", ".join(f"{latent} ({auc:.2f})" for latent, auc in self.latents)
         lines += ["", f"Latents steered away, with their AUC: {named}.", "", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines).rstrip() + "\n"
@@ -342,12 +342,3 @@ def _version(
 
 def _errors(heard: Heard, text: str) -> Errors:
     return count_errors(heard[3] or "", text, text_normalizer(heard[2]))
-
-
-def _percent(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "n/a"
-    whole = f"{100 * estimate.value:.1f} %"
-    if estimate.low is None or estimate.high is None:
-        return whole
-    return f"{whole} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"

@@ -263,7 +263,7 @@ class SteeringResult:
             cells = []
             for name in (STEERED, RANDOM, VECTOR, ACTIVATION):
                 best = self.at_limit(name, max_cer_change=max_cer_change, language=language)
-                cells.append("no dose within it" if best is None else f"{_percent(best.success)} at {best.dose:g}")
+                cells.append("no dose within it" if best is None else f"{best.success.percent()} at {best.dose:g}")
             n_clips = self.effect(SAE_ONLY, language=language).n_clips
             lines.append(f"| {language or 'all'} ({n_clips}) | {' | '.join(cells)} |")
         for language in [None, *self.languages]:
@@ -313,23 +313,14 @@ def _row(effect: Effect) -> str:
         str(effect.n_eligible),
         f"{effect.inserted:+.3g}",
         f"{effect.deleted:+.3g}",
-        _percent(effect.success),
-        _percent(effect.clean_success),
-        _percent(effect.off_target),
+        effect.success.percent(),
+        effect.clean_success.percent(),
+        effect.off_target.percent(),
         _nats(effect.logp_inserted),
         _nats(effect.logp_deleted),
-        _percent(effect.language_changed),
+        effect.language_changed.percent(),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _percent(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "n/a"
-    whole = f"{100 * estimate.value:.1f} %"
-    if estimate.low is None or estimate.high is None:
-        return whole
-    return f"{whole} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def _nats(estimate: Estimate) -> str:

@@ -34,6 +34,15 @@ class Estimate:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
+    def percent(self) -> str:
+        """In per cent, with the interval where there is one."""
+        if self.value is None:
+            return "n/a"
+        whole = f"{100 * self.value:.1f} %"
+        return (
+            whole if self.low is None or self.high is None else f"{whole} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        )
+
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
         scale = [None if part is None else part * factor for part in (self.value, self.low, self.high)]

@@ -90,3 +90,9 @@ def test_estimates_read_well_and_change_units() -> None:
     assert str(Estimate(0.25)) == "0.25"
     assert str(Estimate(0.25, 0.2, 0.3)) == "0.25 [0.2, 0.3]"
     assert Estimate(0.25, 0.2, None).scaled(100) == Estimate(25.0, 20.0, None)
+
+
+def test_per_cent() -> None:
+    assert Estimate(0.1234, 0.1, 0.25).percent() == "12.3 % [10.0, 25.0]"
+    assert Estimate(0.5).percent() == "50.0 %"
+    assert Estimate(None).percent() == "n/a"
