@@ -20,6 +20,7 @@ A mask is fitted to the clips of its task more closely than a ranking by attribu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +43,7 @@ _START = 2.0  # log-odds at first: open, and soft enough to be closed
 
 
 def learned_scores(
-    task: CircuitTask,
+    task: CircuitTask | Sequence[CircuitTask],
     n: int,
     *,
     steps: int = 200,
@@ -50,17 +51,22 @@ def learned_scores(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Float[Tensor, " node"]:
-    """Log-odds of each node's gate, in the order of `task.universe`; a step is one forward and backward pass.
+    """Log-odds of each node's gate, in the order of the task's universe; a step is one forward and backward pass.
 
     Args:
         task: the model, its clips, what is put into closed nodes, and the metric. A step runs all clips in one batch.
+            Several tasks with one universe, each with some of the clips, take turns: a step then runs one of them, and
+            a mask has more clips to hold for.
         n: gates that may be open at the end.
         lr: of Adam, on the log-odds.
-        seed: of the gates' noise.
+        seed: of the gates' noise, and of the order of tasks.
 
     Raises:
-        AnalysisError: settings out of range, or a metric without a gradient.
+        AnalysisError: no task, tasks of different universes or models, settings out of range, or a metric without a
+            gradient.
     """
+    tasks = [task] if isinstance(task, CircuitTask) else list(task)
+    task = _check_alike(tasks)
     n_nodes = len(task.universe)
     if not 1 <= n < n_nodes:
         raise AnalysisError(f"n={n}: expected 1 to {n_nodes - 1}, fewer than the {n_nodes} nodes of the universe.")
@@ -73,13 +79,17 @@ def learned_scores(
     down = torch.optim.Adam([log_odds], lr=lr)
     up = torch.optim.Adam([prices], lr=lr, maximize=True)
     wanted = [weight.requires_grad for weight in task.model.parameters()]
-    gated = Gated(task)
+    gated = [Gated(one) for one in tasks]
+    turns: list[int] = []
     bar = tqdm(range(steps), desc="gates", unit="step", disable=None if progress is None else not progress)
     try:
         task.model.requires_grad_(False)
         with torch.enable_grad():
             for step in bar:
-                lost = task.lost(gated.logits(_draw(log_odds, generator).to(device)))
+                if not turns:
+                    turns = torch.randperm(len(tasks), generator=generator).tolist()
+                now = turns.pop()
+                lost = tasks[now].lost(gated[now].logits(_draw(log_odds, generator).to(device)))
                 # The number that is wanted falls over the first half.
                 target = n_nodes + (n - n_nodes) * min(1.0, 2 * (step + 1) / steps)
                 over = (torch.sigmoid(log_odds - SHIFT).sum() - target) / n_nodes
@@ -95,6 +105,16 @@ def learned_scores(
         for weight, before in zip(task.model.parameters(), wanted, strict=True):
             weight.requires_grad_(before)
     return log_odds.detach()
+
+
+def _check_alike(tasks: Sequence[CircuitTask]) -> CircuitTask:
+    if not tasks:
+        raise AnalysisError("No task was given: expected at least one.")
+    first = tasks[0]
+    for task in tasks[1:]:
+        if task.universe != first.universe or task.model is not first.model:
+            raise AnalysisError("The tasks differ in universe or model: build all of them with the same ones.")
+    return first
 
 
 def _draw(log_odds: Float[Tensor, " node"], generator: torch.Generator) -> Float[Tensor, " node"]:

@@ -1,7 +1,7 @@
 """Which parts make Whisper decide the language? A circuit found on some sentences and tested on others.
 
 python examples/language_decision.py                                     # two pairs of shipped clips, seconds
-python examples/language_decision.py --prompts prompts --pairs 10 --neurons --gates 100 --random 100
+python examples/language_decision.py --prompts prompts --pairs 100 --neurons --gates 600 --random 100
 
 Each pair is one sentence said in two languages (hooked-whisper prompts fetches 442 of them in five): the clean and the
 corrupted input. The metric is the difference of the two language tokens' logits after <|startoftranscript|>, the nodes
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis.attribution import attribute
-from hooked_whisper.analysis.circuits import Circuit, CircuitTask
+from hooked_whisper.analysis.circuits import Circuit, CircuitTask, random_circuits
 from hooked_whisper.analysis.contrast import Contrast
 from hooked_whisper.analysis.learned_circuits import learned_scores
 from hooked_whisper.analysis.nodes import Node, nodes
@@ -67,7 +68,7 @@ class LanguageDifference:
 
 
 def sentences(prompts: Path | None, longest: float) -> dict[str, dict[str, Path]]:
-    """key -> language -> audio, of sentences that every language has and that fit the window."""
+    """key -> language -> audio, of sentences that fit the window in two languages or more."""
     found: dict[str, dict[str, Path]] = {}
     if prompts is None:
         spoken = [(clip.key, clip.language, clip.path, clip.seconds) for clip in clips()]
@@ -79,17 +80,24 @@ def sentences(prompts: Path | None, longest: float) -> dict[str, dict[str, Path]
     for key, language, path, seconds in spoken:
         if SHORTEST <= seconds <= longest:
             found.setdefault(str(key), {})[str(language)] = path
-    return {key: of for key, of in sorted(found.items()) if set(of) == set(LANGUAGES)}
+    return {key: of for key, of in sorted(found.items()) if len(of) > 1}
 
 
-def make_pairs(keys: list[str], spoken: dict[str, dict[str, Path]], source: random.Random) -> list[Pair]:
-    """A pair of languages for each sentence, every ordered pair about as often."""
+def make_pairs(keys: list[str], spoken: dict[str, dict[str, Path]], n: int, source: random.Random) -> list[Pair]:
+    """n pairs of languages, every ordered pair about as often, and every sentence."""
     ordered = list(itertools.permutations(LANGUAGES, 2))
     source.shuffle(ordered)
-    pairs = []
-    for i, key in enumerate(keys):
-        clean, corrupted = ordered[i % len(ordered)]
-        pairs.append(Pair(key, clean, corrupted, (spoken[key][clean], spoken[key][corrupted])))
+    used = dict.fromkeys(keys, 0)
+    pairs: list[Pair] = []
+    taken: set[tuple[str, str, str]] = set()
+    for clean, corrupted in itertools.islice(itertools.cycle(ordered), n):
+        free = [k for k in keys if {clean, corrupted} <= set(spoken[k]) and (k, clean, corrupted) not in taken]
+        if free:
+            fewest = min(used[key] for key in free)
+            key = source.choice([key for key in free if used[key] == fewest])
+            used[key] += 1
+            taken.add((key, clean, corrupted))
+            pairs.append(Pair(key, clean, corrupted, (spoken[key][clean], spoken[key][corrupted])))
     return pairs
 
 
@@ -114,22 +122,50 @@ def attribution(model: HookedWhisper, pairs: list[Pair], universe: list[Node], s
     return torch.stack(found).mean(0)
 
 
-def report(circuit: Circuit, found_on: CircuitTask, held_out: CircuitTask) -> None:
-    """One line: how well a circuit stands for the model."""
-    one, other = (circuit.evaluate(task, progress=False) for task in (found_on, held_out))
-    share = len(circuit.nodes) / len(circuit.universe)
-    print(f"{share:8.0%}  {one.faithfulness:8.2f} {other.faithfulness:8.2f} {other.completeness:8.2f}")
+class Half:
+    """The pairs of one half of the sentences, in tasks of a few pairs each, so that one fits in memory at a time."""
+
+    def __init__(self, model: HookedWhisper, pairs: list[Pair], universe: list[Node], size: int) -> None:
+        self.pairs = pairs
+        groups = [pairs[at : at + size] for at in range(0, len(pairs), size)]
+        self.tasks = [
+            CircuitTask(model, contrast(model, group), universe, LanguageDifference(model, group), batch_size=4 * size)
+            for group in tqdm(groups, desc="pairs", unit="task", disable=None)
+        ]
+        self.whole = torch.cat([task.whole for task in self.tasks])
+        self.empty = torch.cat([task.empty for task in self.tasks])
+
+    def faithfulness(self, circuits: list[Circuit]) -> Tensor:
+        """Of each circuit, over all pairs together."""
+        found = [
+            task.metrics([circuit.nodes for circuit in circuits])
+            for task in tqdm(self.tasks, desc="circuits", unit="task", disable=None)
+        ]
+        return (torch.cat(found, dim=1) - self.empty).sum(1) / (self.whole - self.empty).sum()
+
+
+def report(circuits: list[Circuit], found_on: Half, held_out: Half) -> None:
+    """A line for each circuit: how well it stands for the model."""
+    others = [circuit.complement for circuit in circuits]
+    where_found = found_on.faithfulness(circuits)
+    elsewhere, without = held_out.faithfulness([*circuits, *others]).chunk(2)
+    for circuit, one, other, left in zip(circuits, where_found, elsewhere, without, strict=True):
+        share = len(circuit.nodes) / len(circuit.universe)
+        print(f"{share:8.0%}  {float(one):8.2f} {float(other):8.2f} {1 - float(left):8.2f}", flush=True)
 
 
 def main() -> None:
     """Finds the circuit, tests it, prints what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, help="folder that `hooked-whisper prompts` made; else shipped speech")
-    parser.add_argument("--pairs", type=int, default=2, help="sentences in each half")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs of one half of the sentences, to find it")
+    parser.add_argument("--test-pairs", type=int, help="pairs of the other half, to test it; as many when left out")
+    parser.add_argument("--batch", type=int, default=10, help="pairs in a step of gates, and in a pass")
     parser.add_argument("--window", type=int, default=4, help="seconds of the model's window")
     parser.add_argument("--steps", type=int, default=4, help="of integration")
     parser.add_argument("--neurons", action="store_true", help="nodes are heads and neurons, not heads and MLPs")
     parser.add_argument("--gates", type=int, default=20, help="steps in which gates are learnt")
+    parser.add_argument("--lr", type=float, default=0.1, help="of the gates")
     parser.add_argument("--random", type=int, default=5, help="random circuits of the same size to compare with")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the languages paired")
     parser.add_argument("--circuit", type=Path, help="also write the circuit to this JSON file")
@@ -139,40 +175,42 @@ def main() -> None:
     source = random.Random(options.seed)
     keys = list(spoken)
     source.shuffle(keys)
-    n = min(options.pairs, len(keys) // 2)
-    halves = [make_pairs(keys[at : at + n], spoken, source) for at in (0, n)]
-    print(f"{len(keys)} sentences in {len(LANGUAGES)} languages; {n} pairs to find the circuit, {n} others to test it")
+    halves = [
+        make_pairs(half, spoken, n, source)
+        for half, n in (
+            (keys[: len(keys) // 2], options.pairs),
+            (keys[len(keys) // 2 :], options.test_pairs or options.pairs),
+        )
+    ]
+    one, other = (f"{len(half)} pairs of {len({pair.key for pair in half})} sentences" for half in halves)
+    print(f"{one} to find the circuit, {other} to test it", flush=True)
     universe = nodes(model, ["head", "neuron" if options.neurons else "mlp"])
-    found_on, held_out = (
-        CircuitTask(model, contrast(model, half), universe, LanguageDifference(model, half), batch_size=4 * n)
-        for half in halves
-    )
+    found_on, held_out = (Half(model, half, universe, options.batch) for half in halves)
     print(f"held out: {float(held_out.whole.mean()):.2f} nats for the clip's own language, "
-          f"{float(held_out.empty.mean()):.2f} with all {len(universe)} nodes from the other language\n")  # fmt: skip
+          f"{float(held_out.empty.mean()):.2f} with all {len(universe)} nodes from the other language\n",
+          flush=True)  # fmt: skip
 
     scores = attribution(model, halves[0], universe, 0 if options.neurons else options.steps)
     for place in scores.argsort(descending=True)[:10].tolist():
         print(f"  {float(scores[place]):6.3f}  {universe[place]}")
     print("\nranked by attribution: share of nodes, faithfulness where found and held out, completeness held out")
-    for share in SHARES:
-        report(Circuit.top(universe, scores, round(share * len(universe))), found_on, held_out)
+    report([Circuit.top(universe, scores, round(x * len(universe))) for x in SHARES], found_on, held_out)
 
     quarter = len(universe) // 4
-    print(f"\nlearnt as gates, {options.gates} steps:")
-    scores = learned_scores(found_on, quarter, steps=options.gates, seed=options.seed)
+    print(f"\nlearnt as gates, {options.gates} steps:", flush=True)
+    scores = learned_scores(found_on.tasks, quarter, steps=options.gates, lr=options.lr, seed=options.seed)
     circuit = Circuit.top(universe, scores, quarter)
-    report(circuit, found_on, held_out)
-    beside = circuit.compare_with_random(held_out, n=options.random)
+    report([circuit], found_on, held_out)
+    if options.circuit is not None:
+        print(f"Written: {circuit.save(options.circuit)}")
+    beside = held_out.faithfulness(random_circuits(circuit, options.random, seed=options.seed))
     print(f"{options.random} random circuits of as many nodes of each kind, held out: mean "
-          f"{float(beside.random.mean()):.2f}, best {float(beside.random.max()):.2f}; "
-          f"p = {beside.p_value:.3f}")  # fmt: skip
+          f"{float(beside.mean()):.2f}, best {float(beside.max()):.2f}")  # fmt: skip
     kinds = Counter(node.kind.replace(".blocks.*", "") for node in circuit.nodes)
     whole = Counter(node.kind.replace(".blocks.*", "") for node in universe)
     print("it holds " + ", ".join(f"{count} of {whole[kind]} {kind}" for kind, count in sorted(kinds.items())))
     if not options.neurons:
         print("  " + ", ".join(map(str, circuit.nodes)))
-    if options.circuit is not None:
-        print(f"Written: {circuit.save(options.circuit)}")
 
 
 if __name__ == "__main__":

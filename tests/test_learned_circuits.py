@@ -18,12 +18,15 @@ def metric(logits: Tensor) -> Tensor:
     return logits[:, -1, 3] - logits[:, -1, 4]
 
 
+def contrast(clean: int, corrupted: int) -> Contrast:
+    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (clean, corrupted)]
+    return Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
+
+
 @pytest.fixture(scope="module")
 def task() -> CircuitTask:
-    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (1, 2)]
-    contrast = Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
     model = small_model()
-    return CircuitTask(model, contrast, nodes(model, ["head", "mlp"]), metric)
+    return CircuitTask(model, contrast(1, 2), nodes(model, ["head", "mlp"]), metric)
 
 
 @torch.no_grad()
@@ -42,9 +45,7 @@ def test_gates_of_neurons_spans_and_heads(task: CircuitTask) -> None:
         *nodes(model, ["neuron"]),
         *nodes(model, ["head"], spans={"frame": [(0, 3), (3, 8)], "pos": [(1, 2)]}),
     ]
-    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (1, 2)]
-    contrast = Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
-    finer = CircuitTask(model, contrast, universe, metric)
+    finer = CircuitTask(model, contrast(1, 2), universe, metric)
     generator = torch.Generator().manual_seed(1)
     gates = (torch.rand(len(universe), generator=generator) < 0.4).double()
     kept = [node for node, gate in zip(universe, gates.tolist(), strict=True) if gate]
@@ -54,9 +55,7 @@ def test_gates_of_neurons_spans_and_heads(task: CircuitTask) -> None:
 @torch.no_grad()
 def test_a_universe_of_decoder_nodes_runs_the_decoder_alone(task: CircuitTask) -> None:
     universe = nodes(task.model, ["head"], stacks=["decoder"])
-    sides = [ModelInput(*small_inputs(small_config(), 3, seed=seed)) for seed in (1, 2)]
-    contrast = Contrast(sides[0], sides[1], torch.ones(3, 5, dtype=torch.bool), (1, 1, 1))
-    decoders = CircuitTask(task.model, contrast, universe, metric)
+    decoders = CircuitTask(task.model, contrast(1, 2), universe, metric)
     gates = torch.tensor([float(i % 2) for i in range(len(universe))], dtype=torch.float64)
     ran: list[object] = []
     handle = task.model.encoder.register_forward_hook(lambda *_: ran.append(1))
@@ -84,6 +83,23 @@ def test_few_gates_do_much_of_the_task(task: CircuitTask) -> None:
     assert own > 0.5
 
 
+def test_tasks_take_turns(task: CircuitTask) -> None:
+    order: list[int] = []
+
+    def seen_by(number: int) -> CircuitTask:
+        def counted(logits: Tensor) -> Tensor:
+            if logits.requires_grad:
+                order.append(number)
+            return metric(logits)
+
+        return CircuitTask(task.model, contrast(number, 2), task.universe, counted)
+
+    learned_scores([seen_by(1), seen_by(3), seen_by(4)], 5, steps=9, progress=False)
+    rounds = [tuple(order[at : at + 3]) for at in (0, 3, 6)]
+    assert all(sorted(one) == [1, 3, 4] for one in rounds)
+    assert len(set(rounds)) > 1, "each round has an order of its own"
+
+
 def test_the_seed_fixes_it(task: CircuitTask) -> None:
     one, other = (learned_scores(task, 5, steps=5, seed=2, progress=False) for _ in range(2))
     assert torch.equal(one, other)
@@ -97,3 +113,8 @@ def test_what_cannot_be(task: CircuitTask) -> None:
         learned_scores(task, len(task.universe))
     with pytest.raises(AnalysisError, match="steps=0 and lr=0.1: expected at least one step"):
         learned_scores(task, 3, steps=0)
+    with pytest.raises(AnalysisError, match="No task was given"):
+        learned_scores([], 3)
+    fewer = CircuitTask(task.model, contrast(1, 2), task.universe[:-1], metric)
+    with pytest.raises(AnalysisError, match="differ in universe or model"):
+        learned_scores([task, fewer], 3)
