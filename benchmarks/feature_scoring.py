@@ -11,20 +11,15 @@ half of the rows alone. Processor time is reported beside the clock's, which oth
 
 from __future__ import annotations
 
-import argparse
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
 
+from benchmarks import report
 from benchmarks.measure import peak_growth_mb
-from hooked_whisper import __version__
 from hooked_whisper.analysis.codes import FeatureCodes, sparse
 from hooked_whisper.analysis.feature_nulls import feature_tests
 from hooked_whisper.analysis.feature_scores import score_features
@@ -98,13 +93,12 @@ def cost(name: str, call: Callable[[], object]) -> Cost:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Scoring every latent against every label: time and memory.")
+    parser = report.parser(__doc__)
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--latents", type=int, default=16_000)
     parser.add_argument("--labels", type=int, default=1_000)
     parser.add_argument("--active", type=int, default=45)
     parser.add_argument("--permutations", type=int, default=0, help="also the test against moved labels")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = np.random.default_rng(0)
@@ -122,12 +116,8 @@ def main() -> None:
             )
         )
     held = (codes.acts.nnz * 8 * 2 + labels.matrix.nnz * 5) / 2**20
-    command = " ".join(["python -m benchmarks.feature_scoring", *sys.argv[1:]])
     lines = [
-        f"Written by `{command}`: hooked-whisper {__version__}, "
-        f"scipy {scipy.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}, "
-        "1 thread.",
-        "",
+        report.head("scipy", "numpy", notes="1 thread"),
         f"{options.latents:,} latents by {options.labels:,} labels over {options.rows:,} frames; {codes.acts.nnz:,} "
         f"activations, {labels.matrix.nnz:,} labels. Codes and labels take {held:,.0f} MB beside what is listed.",
         "",
@@ -138,10 +128,7 @@ def main() -> None:
         peak = "" if one.peak_mb is None else f"{one.peak_mb:,.0f}"
         lines.append(f"| {one.name} | {one.processor_seconds:.0f} | {one.seconds:.0f} | {peak} |")
     lines += ["", "The bar for score_features: 600 s, 8,192 MB."]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+    report.publish("\n".join(lines), options.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import report
 from hooked_whisper import HookedWhisper
 from hooked_whisper.saes import ActivationStore, Corpus, harvest
 
@@ -55,7 +56,7 @@ def rate(reports: list[dict[str, float]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a harvest costs beyond the model.")
+    parser = report.parser(__doc__)
     parser.add_argument("manifest")
     parser.add_argument("--clips", type=int, default=200, help="roughly how many clips of the manifest to take")
     parser.add_argument("--model", default="openai/whisper-base")
@@ -66,16 +67,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         one, two = Path(temporary, "one"), Path(temporary, "two")
-        print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        load = os.getloadavg()[0]
         (alone,), together = run(1, options, one), run(2, options, two)
         store = ActivationStore.open(one)
         windows = store.manifests[0].n_windows
         same = all((two / path.name).read_bytes() == path.read_bytes() for path in one.iterdir())
-        print(f"{store.n_rows:,} rows of {store.clips.num_rows} clips, {len(store.manifests[0].shards)} shards")
-        print(f"outside the model: {alone['outside']:.1%} of the time (bar: 10 %)")
-        print(f"windows: {windows}, {store.clips.num_rows / windows:.1f} times fewer than clips (bar: 4)")
-        print(f"rate of two processes over twice one's: {rate(together) / (2 * rate([alone])):.2f} (bar: 0.9)")
-        print(f"bytes of two processes: {'the same' if same else 'DIFFERENT'}")
+        lines = [
+            report.head("torch", notes=f"1 thread a process, {os.cpu_count()} cores, load before {load:.1f}"),
+            f"- {store.n_rows:,} rows of {store.clips.num_rows} clips, {len(store.manifests[0].shards)} shards",
+            f"- outside the model: {alone['outside']:.1%} of the time (bar: 10 %)",
+            f"- windows: {windows}, {store.clips.num_rows / windows:.1f} times fewer than clips (bar: 4)",
+            f"- rate of two processes over twice one's: {rate(together) / (2 * rate([alone])):.2f} (bar: 0.9)",
+            f"- bytes of two processes: {'the same' if same else 'DIFFERENT'}",
+        ]
+    report.publish("\n".join(lines), options.out)
 
 
 if __name__ == "__main__":

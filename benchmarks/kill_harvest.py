@@ -8,7 +8,6 @@ on noise is harvested, which takes seconds; with it, the shipped speech. Needs `
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import report
 from hooked_whisper import HookedWhisper, HookedWhisperConfig, StackConfig
 from hooked_whisper.saes import Corpus, harvest
 
@@ -147,7 +147,7 @@ def two_processes(case: Case, out: Path, kill_after: float | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kills a harvest at random moments.")
+    parser = report.parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="a checkpoint; a small random one if left out")
@@ -167,9 +167,11 @@ def main() -> int:
         for name, kill_after in (("two processes", None), ("two processes, one killed", seconds / 3)):
             two_processes(case, folder / name, kill_after)
             lines.append(f"{name}: {'same bytes' if same(folder / 'whole', folder / name) else 'DIFFERENT'}")
-    print("\n".join(lines))
     wrong = sum("DIFFERENT" in line for line in lines)
-    print(f"{len(lines) - wrong} of {len(lines)} runs gave the bytes of the undisturbed one ({seconds:.1f} s)")
+    said = f"{len(lines) - wrong} of {len(lines)} runs gave the bytes of the undisturbed one."
+    report.publish(
+        "\n".join([report.head("torch", notes="1 thread"), said, "", *(f"- {line}" for line in lines)]), options.out
+    )
     return 1 if wrong else 0
 
 

@@ -7,7 +7,6 @@ Trains on random rows, which takes seconds. Needs `fork` (Linux, macOS).
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import report
 from benchmarks.kill_harvest import finish, start
 from hooked_whisper.saes import train_sae
 
@@ -77,8 +77,10 @@ def largest_difference(one: Path, other: Path) -> float:
     )
 
 
-def killed_runs(folder: Path, whole: Path, seconds: float, moments: Sequence[float], architecture: str) -> list[float]:
-    """For each moment (as a part of an undisturbed run's time), how far the resumed run's weights are off."""
+def killed_runs(
+    folder: Path, whole: Path, seconds: float, moments: Sequence[float], architecture: str
+) -> list[tuple[float, str]]:
+    """For each moment (as a part of an undisturbed run's time): how far the resumed run's weights are off."""
     found = []
     for index, moment in enumerate(moments):
         out = folder / f"killed-{index}"
@@ -89,15 +91,16 @@ def killed_runs(folder: Path, whole: Path, seconds: float, moments: Sequence[flo
         steps = sorted(path.name for path in (out / "checkpoints").glob("step-*")) if out.is_dir() else []
         if finish(start(lambda out=out: train(out, architecture))) != 0:
             raise RuntimeError(f"the run killed at {moment:.0%} could not go on")
-        found.append(largest_difference(whole, out))
+        off = largest_difference(whole, out)
         state = f"last there: {steps[-1] if steps else 'nothing'}" if hit else "was done before the kill"
-        print(f"killed at {moment:4.0%}: {state}; then off by {found[-1]:.1e}", flush=True)
+        found.append((off, f"killed at {moment:4.0%}: {state}; then off by {off:.1e}"))
+        print(found[-1][1], flush=True)
         shutil.rmtree(out)
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kills a training run at random moments.")
+    parser = report.parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--architecture", default="topk")
@@ -112,10 +115,10 @@ def main() -> int:
         rng = random.Random(options.seed)
         moments = [rng.random() for _ in range(options.kills)]
         found = killed_runs(folder, folder / "whole", seconds, moments, options.architecture)
-    wrong = sum(difference > 1e-5 for difference in found)
-    print(
-        f"{len(found) - wrong} of {len(found)} runs gave the weights of the undisturbed one to 1e-5 ({seconds:.1f} s)"
-    )
+    wrong = sum(difference > 1e-5 for difference, _ in found)
+    said = f"{len(found) - wrong} of {len(found)} runs gave the weights of the undisturbed one to 1e-5."
+    lines = [report.head("torch", "sae-lens", notes="1 thread"), said, "", *(f"- {line}" for _, line in found)]
+    report.publish("\n".join(lines), options.out)
     return 1 if wrong else 0
 
 

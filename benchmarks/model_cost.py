@@ -8,12 +8,9 @@ A peer that is not installed is named and left out (`pip install nnsight`).
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +18,9 @@ import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks import report
 from benchmarks.measure import compare, table
-from hooked_whisper import HookedWhisper, __version__
+from hooked_whisper import HookedWhisper
 from hooked_whisper.checkpoints import load_checkpoint, to_transformers
 from hooked_whisper.speech import clips
 
@@ -180,28 +178,17 @@ def decoding(reference: Any, adapter: Any, frames: Tensor, rounds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None, help="torch threads; torch's own choice when left out")
-    parser.add_argument("--out", type=Path, default=None, help="also write the tables to this Markdown file")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
         parts = sections(arguments.rounds)
-    command = " ".join(["python -m benchmarks.model_cost", *sys.argv[1:]])
-    head = (
-        f"Written by `{command}`: hooked-whisper {__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds.\n"
-    )
-    text = "\n".join([head, *parts])
-    print(text)
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text)
-        print(f"Wrote {arguments.out}")
+    head = report.head("torch", "transformers", notes=f"{torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    report.publish("\n".join([head, *parts]), arguments.out)
 
 
 if __name__ == "__main__":

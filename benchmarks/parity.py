@@ -8,10 +8,7 @@ on the same quantities; this prints the figures themselves.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 
-from hooked_whisper import HookedWhisper, __version__
+from benchmarks import report
+from hooked_whisper import HookedWhisper
 from hooked_whisper.checkpoints import load_checkpoint, to_transformers
 from hooked_whisper.speech import Clip, clips
 
@@ -104,7 +102,7 @@ def long_form(model: HookedWhisper, reference: Any) -> tuple[int, bool]:
     return len(expected), ours.tokens == expected
 
 
-def report(*, transcripts: bool = True) -> str:
+def figures(*, transcripts: bool = True) -> str:
     """All figures as Markdown."""
     checkpoint = load_checkpoint("openai/whisper-base")
     model, reference = HookedWhisper.from_checkpoint(checkpoint, device="cpu"), to_transformers(checkpoint)
@@ -147,22 +145,13 @@ def report(*, transcripts: bool = True) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="also write the figures to this Markdown file")
+    parser = report.parser(__doc__)
     parser.add_argument("--layers", action="store_true", help="leave out the transcripts, which take most of the time")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
-        text = report(transcripts=not arguments.layers)
-    option = " --layers" if arguments.layers else ""
-    head = (
-        f"Written by `python -m benchmarks.parity{option}`: hooked-whisper {__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}, {platform.machine()}.\n\n"
-    )
-    print(head + text)
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(f"{head}{text}\n")
+        text = figures(transcripts=not arguments.layers)
+    report.publish(f"{report.head('torch', 'transformers')}\n{text}", arguments.out)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import platform
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import report
 from benchmarks.measure import Row, compare, table
-from hooked_whisper import __version__
 from hooked_whisper.saes.saelens import import_saelens
 
 BATCHES = 4  # different batches that the steps go round
@@ -150,7 +148,7 @@ def losses(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None, help="torch threads; torch's own choice when left out")
     parser.add_argument("--shape", action="append", help="d_in x d_sae, such as 512x16384; may be given again")
@@ -165,17 +163,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    where = platform.processor() or platform.machine()
-    if arguments.device != "cpu":
-        where = torch.cuda.get_device_name(arguments.device)
-    print(
-        f"Written by `python -m benchmarks.sparse_step {' '.join(sys.argv[1:])}`: hooked-whisper {__version__}, torch "
-        f"{torch.__version__}, {where}, {torch.get_num_threads()} threads, {arguments.rounds} rounds.\n"
-    )
-    for shape in arguments.shape or ["512x16384"]:
-        d_in, d_sae = map(int, shape.split("x"))
-        for kind in arguments.kind or ["topk", "batchtopk"]:
-            print((losses if arguments.losses else section)(kind, d_in, d_sae, arguments), flush=True)
+    where = "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name(arguments.device)
+    parts = [report.head("torch", "sae-lens", notes=f"{where}, {torch.get_num_threads()} threads")]
+    shapes = [shape.split("x") for shape in arguments.shape or ["512x16384"]]
+    made = losses if arguments.losses else section
+    kinds = arguments.kind or ["topk", "batchtopk"]
+    parts += [made(kind, int(d_in), int(d_sae), arguments) for d_in, d_sae in shapes for kind in kinds]
+    report.publish("\n".join(parts), arguments.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ noisy.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from benchmarks import report
 from hooked_whisper.saes.store import ActivationStore
 from hooked_whisper.saes.store_files import DTYPES, StoreSettings
 from hooked_whisper.saes.store_writer import ClipRows, StoreWriter
@@ -119,7 +119,7 @@ def measure(store: ActivationStore, batch_size: int, rounds: int) -> list[Speed]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reading speed of a store against a raw memory map.")
+    parser = report.parser(__doc__)
     parser.add_argument("--rows", type=int, default=262_144)
     parser.add_argument("--shard-rows", type=int, default=65_536)
     parser.add_argument("--width", type=int, default=512)
@@ -130,10 +130,14 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), options.rows, options.width, options.dtype, options.shard_rows)
-        print(f"{store}, {options.dtype}, batches of {options.batch_size}")
-        for speed in measure(store, options.batch_size, options.rounds):
-            print(speed)
-    print("bars: in order 0.9, shuffled 0.5")
+        lines = [
+            report.head("torch", "numpy", notes=f"1 thread, {options.rounds} rounds"),
+            f"{store.n_rows:,} rows of {options.width} in {options.dtype}, batches of {options.batch_size}. Bars: in "
+            "order 0.9 of the raw map, shuffled 0.5.",
+            "",
+            *(f"- {speed}" for speed in measure(store, options.batch_size, options.rounds)),
+        ]
+    report.publish("\n".join(lines), options.out)
 
 
 if __name__ == "__main__":

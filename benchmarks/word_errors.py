@@ -9,9 +9,7 @@ are not what is said ("press *" is spoken "press star"), the difference counts a
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from hooked_whisper import HookedWhisper, __version__
+from benchmarks import report
+from hooked_whisper import HookedWhisper
 from hooked_whisper.checkpoints import load_checkpoint, to_transformers
 from hooked_whisper.saes.prompts import fetch_prompts
 from hooked_whisper.speech import clips
@@ -99,7 +98,7 @@ def transcripts(model: HookedWhisper, reference: Any, paths: list[Path]) -> tupl
 
 
 @torch.no_grad()
-def report(folder: Path | None) -> str:
+def rates(folder: Path | None) -> str:
     """The rates as Markdown."""
     checkpoint = load_checkpoint("openai/whisper-base")
     model, reference = HookedWhisper.from_checkpoint(checkpoint, device="cpu"), to_transformers(checkpoint)
@@ -115,21 +114,12 @@ def report(folder: Path | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--prompts", type=Path, default=None, help="folder of the five-language prompts, or a new one")
-    parser.add_argument("--out", type=Path, default=None, help="also write the rates to this Markdown file")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    text = report(arguments.prompts)
-    option = " --prompts prompts" if arguments.prompts else ""
-    head = (
-        f"Written by `python -m benchmarks.word_errors{option}`: hooked-whisper {__version__}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.\n\n"
-    )
-    print(head + text)
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(f"{head}{text}\n")
+    text = rates(arguments.prompts)
+    report.publish(f"{report.head('torch', 'transformers')}\n{text}", arguments.out)
 
 
 if __name__ == "__main__":
