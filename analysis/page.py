@@ -143,27 +143,43 @@ class Page:
         facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in self.facts)
         body = [_clip(clip, _anchor(f"clip-{i}")) for i, clip in enumerate(self.clips)]
         body += [_section(section, _anchor(f"part-{i}")) for i, section in enumerate(self.sections)]
-        return f"""<!doctype html>
+        return document(
+            self.title,
+            f"""<a class="skip" href="#main">Skip to the content</a>
+<header><h1>{escape(self.title)}</h1>{paragraphs(self.intro)}{f"<dl>{facts}</dl>" if facts else ""}</header>
+<nav aria-label="Parts of this page"><ul>{contents}</ul></nav>
+<main id="main">
+{"".join(body)}
+</main>
+<footer>{paragraphs(self.footer)}</footer>
+<script>{SCRIPT}</script>
+""",
+            policy=_POLICY,
+            head=f"<style>{STYLE}</style>",
+        )
+
+
+def document(title: str, body: str, *, policy: str, head: str) -> str:
+    """A whole HTML document.
+
+    Args:
+        title: as text.
+        body, head: as HTML; the head's further elements, such as the style.
+        policy: what it may load (Content-Security-Policy).
+    """
+    return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=False)}">
 <link rel="icon" href="data:,">
-<title>{escape(self.title)}</title>
-<style>{STYLE}</style>
+<title>{escape(title)}</title>
+{head}
 </head>
 <body>
-<a class="skip" href="#main">Skip to the content</a>
-<header><h1>{escape(self.title)}</h1>{_paragraphs(self.intro)}{f"<dl>{facts}</dl>" if facts else ""}</header>
-<nav aria-label="Parts of this page"><ul>{contents}</ul></nav>
-<main id="main">
-{"".join(body)}
-</main>
-<footer>{_paragraphs(self.footer)}</footer>
-<script>{SCRIPT}</script>
-</body>
+{body}</body>
 </html>
 """
 
@@ -190,7 +206,8 @@ def _anchor(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def _paragraphs(text: str) -> str:
+def paragraphs(text: str) -> str:
+    """Text as HTML, a paragraph for each part between empty lines."""
     return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
 
 
@@ -231,8 +248,8 @@ def _picture(picture: Picture) -> str:
 
 
 def _section(section: Section, anchor: str) -> str:
-    inside = _paragraphs(section.text) + "".join(_picture(picture) for picture in section.pictures)
-    inside += "".join(_table(table) for table in section.tables)
+    inside = paragraphs(section.text) + "".join(_picture(picture) for picture in section.pictures)
+    inside += "".join(table_html(table) for table in section.tables)
     if section.code:
         label = escape(section.title, quote=True)
         inside += f'<pre class="scroll" tabindex="0" role="region" aria-label="{label}">{escape(section.code)}</pre>'
@@ -244,7 +261,9 @@ def _section(section: Section, anchor: str) -> str:
     )
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table as HTML; it scrolls sideways where it is too wide."""
+
     def kind(column: int) -> str:
         return ' class="number"' if column in table.numbers else ""
 
