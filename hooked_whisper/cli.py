@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from hooked_whisper.analysis.dashboard_command import dashboard
 from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.saes.evaluate_command import evaluate
 from hooked_whisper.saes.harvest_command import harvest, prompts
@@ -101,6 +102,7 @@ app.command(short_help="Store activations of a corpus.")(harvest)
 app.command(short_help="Train a sparse autoencoder.")(train)
 app.command(short_help="Evaluate an SAE on speech.")(evaluate)
 app.command(short_help="Publish an SAE on the hub.")(publish)
+app.command(short_help="Pages to look at and listen to features.")(dashboard)
 
 
 @app.command()
