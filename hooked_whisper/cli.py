@@ -13,6 +13,10 @@ from typing import Annotated
 import typer
 
 from hooked_whisper.analysis.dashboard_command import dashboard
+from hooked_whisper.analysis.explorer_app import explore
+from hooked_whisper.analysis.features_command import features
+from hooked_whisper.analysis.patch_command import attribute, patch
+from hooked_whisper.analysis.steer_command import steer
 from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.saes.evaluate_command import evaluate
 from hooked_whisper.saes.harvest_command import harvest, prompts
@@ -103,6 +107,11 @@ app.command(short_help="Train a sparse autoencoder.")(train)
 app.command(short_help="Evaluate an SAE on speech.")(evaluate)
 app.command(short_help="Publish an SAE on the hub.")(publish)
 app.command(short_help="Pages to look at and listen to features.")(dashboard)
+app.command(short_help="Which latents fire where, and what they stand for.")(features)
+app.command(short_help="Transcribe while a latent is pushed.")(steer)
+app.command(short_help="Take parts of one run into another: exact.")(patch)
+app.command(short_help="Estimate what patching would do, all parts at once.")(attribute)
+app.command(short_help="Open a page: speak, see features, push one.")(explore)
 
 
 @app.command()

@@ -85,7 +85,7 @@ def test_every_dependency_is_declared(room: str, root: Path, project: dict[str, 
     core = declared(project["dependencies"])
     extras = project["optional-dependencies"]
     used_somewhere = core | declared(
-        [line for name in ("demo", "train", "analysis", "torchaudio") for line in extras[name]]
+        [line for name in ("demo", "train", "analysis", "explorer", "torchaudio") for line in extras[name]]
     )
     wrong = []
     for path in sources(root, room):
