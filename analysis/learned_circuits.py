@@ -8,8 +8,9 @@ works alone is not what works best in a whole. Here each node's activation is mi
 
     z = clamp(1.2 sigmoid((log u - log(1 - u) + a) / (2/3)) - 0.1, 0, 1),      u uniform in (0, 1),
 
-and a is trained on the share of the metric that is lost, while a Lagrangian holds the expected number of open gates at
-n, which falls from all of them to what was asked for. The scores are the gates' log-odds a.
+and a is trained on how far the metric is from the whole model's (a circuit that does more of the task than the model
+is no better than one that does less, and masks learn to exaggerate), while a Lagrangian holds the expected number of
+open gates at n, which falls from all of them to what was asked for. The scores are the gates' log-odds a.
 
 Source: hard concrete gates, Louizos et al. 2018 (arXiv:1712.01312); subnetwork probing, Cao et al. 2021
 (arXiv:2104.03514); edge pruning with a Lagrangian, Bhaskar et al. 2024 (arXiv:2406.16778).
@@ -93,7 +94,7 @@ def learned_scores(
                 # The number that is wanted falls over the first half.
                 target = n_nodes + (n - n_nodes) * min(1.0, 2 * (step + 1) / steps)
                 over = (torch.sigmoid(log_odds - SHIFT).sum() - target) / n_nodes
-                loss = lost.clamp(min=0).mean() + prices[0] * over + prices[1] * over**2
+                loss = lost.abs().mean() + prices[0] * over + prices[1] * over**2
                 for optimizer in (down, up):
                     optimizer.zero_grad(set_to_none=True)
                 loss.backward()

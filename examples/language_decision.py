@@ -108,50 +108,63 @@ def contrast(model: HookedWhisper, pairs: list[Pair]) -> Contrast:
     return Contrast.of(model, clean=clean, corrupted=corrupted, text=[[model.tokenizer.sot]] * len(pairs))
 
 
-def attribution(model: HookedWhisper, pairs: list[Pair], universe: list[Node], steps: int) -> Tensor:
+def attribution(model: HookedWhisper, groups: list[list[Pair]], universe: list[Node], steps: int) -> Tensor:
     """Attribution of each node, each pair's as a share of what its two sides differ by; mean over pairs.
 
     Without steps, from the gradient at the corrupted side alone.
     """
     options: dict[str, Any] = {"method": "integrated", "steps": steps} if steps else {"method": "patching"}
     found = []
-    for pair in pairs:
-        metric = LanguageDifference(model, [pair])
-        result = attribute(model, contrast(model, [pair]), universe, metric, progress=False, **options)
-        found.append(result.scores[:, 0] / float((result.other - result.base)[0]))
-    return torch.stack(found).mean(0)
+    for pairs in tqdm(groups, desc="attribution", unit="task", disable=None):
+        metric = LanguageDifference(model, pairs)
+        result = attribute(
+            model, contrast(model, pairs), universe, metric, batch_size=len(pairs), progress=False, **options
+        )
+        found.append(result.scores / (result.other - result.base))
+    return torch.cat(found, dim=1).mean(1)
 
 
 class Half:
     """The pairs of one half of the sentences, in tasks of a few pairs each, so that one fits in memory at a time."""
 
     def __init__(self, model: HookedWhisper, pairs: list[Pair], universe: list[Node], size: int) -> None:
-        self.pairs = pairs
-        groups = [pairs[at : at + size] for at in range(0, len(pairs), size)]
+        self.groups = [pairs[at : at + size] for at in range(0, len(pairs), size)]
         self.tasks = [
             CircuitTask(model, contrast(model, group), universe, LanguageDifference(model, group), batch_size=4 * size)
-            for group in tqdm(groups, desc="pairs", unit="task", disable=None)
+            for group in tqdm(self.groups, desc="pairs", unit="task", disable=None)
         ]
         self.whole = torch.cat([task.whole for task in self.tasks])
         self.empty = torch.cat([task.empty for task in self.tasks])
 
-    def faithfulness(self, circuits: list[Circuit]) -> Tensor:
-        """Of each circuit, over all pairs together."""
+    def metrics(self, circuits: list[Circuit]) -> Tensor:
+        """[circuit pair]: the metric of each circuit."""
         found = [
             task.metrics([circuit.nodes for circuit in circuits])
             for task in tqdm(self.tasks, desc="circuits", unit="task", disable=None)
         ]
-        return (torch.cat(found, dim=1) - self.empty).sum(1) / (self.whole - self.empty).sum()
+        return torch.cat(found, dim=1)
+
+    def faithfulness(self, metrics: Tensor) -> Tensor:
+        """Of each circuit, over all pairs together."""
+        return (metrics - self.empty).sum(1) / (self.whole - self.empty).sum()
+
+    def off(self, metrics: Tensor) -> Tensor:
+        """How far each circuit is from the whole model, pair by pair, as a share of the same difference."""
+        return (metrics - self.whole).abs().sum(1) / (self.whole - self.empty).sum()
 
 
 def report(circuits: list[Circuit], found_on: Half, held_out: Half) -> None:
     """A line for each circuit: how well it stands for the model."""
+    one = found_on.faithfulness(found_on.metrics(circuits))
     others = [circuit.complement for circuit in circuits]
-    where_found = found_on.faithfulness(circuits)
-    elsewhere, without = held_out.faithfulness([*circuits, *others]).chunk(2)
-    for circuit, one, other, left in zip(circuits, where_found, elsewhere, without, strict=True):
+    own, without = held_out.metrics([*circuits, *others]).chunk(2)
+    columns = zip(
+        circuits, one, held_out.faithfulness(own), held_out.off(own), held_out.faithfulness(without), strict=True
+    )
+    for circuit, *figures, left in columns:
         share = len(circuit.nodes) / len(circuit.universe)
-        print(f"{share:8.0%}  {float(one):8.2f} {float(other):8.2f} {1 - float(left):8.2f}", flush=True)
+        cells = [*map(float, figures), 1 - float(left)]
+        print(f"{share:8.0%}  " + " ".join(f"{cell:8.2f}" for cell in cells), flush=True)
 
 
 def main() -> None:
@@ -190,10 +203,11 @@ def main() -> None:
           f"{float(held_out.empty.mean()):.2f} with all {len(universe)} nodes from the other language\n",
           flush=True)  # fmt: skip
 
-    scores = attribution(model, halves[0], universe, 0 if options.neurons else options.steps)
+    scores = attribution(model, found_on.groups, universe, 0 if options.neurons else options.steps)
     for place in scores.argsort(descending=True)[:10].tolist():
         print(f"  {float(scores[place]):6.3f}  {universe[place]}")
-    print("\nranked by attribution: share of nodes, faithfulness where found and held out, completeness held out")
+    print("\nranked by attribution: share of nodes, faithfulness where found; held out: faithfulness,")
+    print("mean distance of a pair's metric from the whole model's, completeness")
     report([Circuit.top(universe, scores, round(x * len(universe))) for x in SHARES], found_on, held_out)
 
     quarter = len(universe) // 4
@@ -203,7 +217,7 @@ def main() -> None:
     report([circuit], found_on, held_out)
     if options.circuit is not None:
         print(f"Written: {circuit.save(options.circuit)}")
-    beside = held_out.faithfulness(random_circuits(circuit, options.random, seed=options.seed))
+    beside = held_out.faithfulness(held_out.metrics(random_circuits(circuit, options.random, seed=options.seed)))
     print(f"{options.random} random circuits of as many nodes of each kind, held out: mean "
           f"{float(beside.mean()):.2f}, best {float(beside.max()):.2f}")  # fmt: skip
     kinds = Counter(node.kind.replace(".blocks.*", "") for node in circuit.nodes)
