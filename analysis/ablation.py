@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hooked_whisper.analysis.contrast import ModelInput
+from hooked_whisper.analysis.edges import PartT, parse_parts
 from hooked_whisper.analysis.metrics import Metric, check_metric
 from hooked_whisper.analysis.nodes import Node, by_hook, check_nodes
 from hooked_whisper.analysis.partial_runs import RecordedRun, Values, check_replaceable, plan, run_chunk, start_of
@@ -159,14 +160,13 @@ def ablated(
     Raises:
         AnalysisError: no nodes, an unknown way, or statistics that lack what it needs.
     """
-    chosen = _checked(model, nodes, by, statistics)
+    chosen = check_ablation(model, nodes, by, statistics)
 
     def hook_for(here: Sequence[Node]) -> Callable[..., Tensor]:
         def replace(activation: Tensor, hook: Any) -> Tensor:
             edited = activation.clone()
-            length = activation.shape[_position(here[0].hook, activation.ndim)]
             for node in here:
-                node.write(edited, _value(node, by, statistics, len(activation), length, seed))
+                node.write(edited, ablation_value(node, by, statistics, activation, seed))
             return edited
 
         return replace
@@ -176,8 +176,8 @@ def ablated(
 
 
 @dataclass(frozen=True)
-class AblationResult:
-    """What is left of a metric when each node is ablated on its own.
+class AblationResult(Generic[PartT]):
+    """What is left of a metric when each node, or edge, is ablated on its own.
 
     Attributes:
         nodes: in the order given.
@@ -186,7 +186,7 @@ class AblationResult:
         by: "zero", "mean" or "resample".
     """
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[PartT, ...]
     effects: Float[Tensor, "node batch"]
     whole: Float[Tensor, " batch"]
     by: By
@@ -196,21 +196,21 @@ class AblationResult:
         """The ablated metric less the whole model's: below 0 where the node helps."""
         return self.effects - self.whole
 
-    def top(self, n: int = 10) -> list[tuple[Node, float]]:
+    def top(self, n: int = 10) -> list[tuple[PartT, float]]:
         """The nodes whose ablation changes the metric most, mean over clips, largest change first."""
         means = self.change.mean(1)
         order = means.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.nodes[i], float(means[i])) for i in order]
 
     def plot(self) -> Figure:
-        """A heatmap of changes for each kind of node, mean over clips.
+        """A heatmap of changes for each kind of node, or of edge, mean over clips.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from hooked_whisper.analysis.node_plots import plot_nodes
+        from hooked_whisper.analysis.node_plots import plot_parts
 
-        return plot_nodes(self.nodes, self.change.mean(1), f"change of the metric ({self.by} ablation)")
+        return plot_parts(self.nodes, self.change.mean(1), f"change of the metric ({self.by} ablation)")
 
     def to_json(self) -> str:
         """All of it as JSON; `from_json` reads it back, exactly."""
@@ -224,7 +224,7 @@ class AblationResult:
         return json.dumps(data)
 
     @classmethod
-    def from_json(cls, text: str) -> AblationResult:
+    def from_json(cls, text: str) -> AblationResult[Any]:
         """A result from what `to_json` wrote.
 
         Raises:
@@ -237,7 +237,7 @@ class AblationResult:
         if not isinstance(data, dict) or set(data) != {"format", "by", "nodes", "effects", "whole"}:
             raise AnalysisError(f"No ablation result of format {FORMAT}: expected what AblationResult.to_json writes.")
         effects, whole = (torch.tensor(data[key], dtype=torch.float64) for key in ("effects", "whole"))
-        return cls(tuple(map(Node.parse, data["nodes"])), effects, whole, data["by"])
+        return cls(parse_parts(data["nodes"]), effects, whole, data["by"])
 
 
 @torch.no_grad()
@@ -252,7 +252,7 @@ def ablate(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     progress: bool | None = None,
-) -> AblationResult:
+) -> AblationResult[Node]:
     """The metric with each node ablated on its own.
 
     Args:
@@ -264,7 +264,7 @@ def ablate(
     Raises:
         AnalysisError: as `ablated`; a metric that is not one finite number for each clip.
     """
-    chosen = _checked(model, nodes, by, statistics)
+    chosen = check_ablation(model, nodes, by, statistics)
     recorded = RecordedRun(model, inputs, {start_of(model, node.hook) for node in chosen})
     batch = len(inputs)
     whole = check_metric(metric(recorded.logits), batch).double().cpu()
@@ -291,6 +291,14 @@ def ablation_values(
     return {node: _value(node, by, statistics, len(inputs), lengths[node.hook], seed) for node in nodes}
 
 
+def ablation_value(
+    node: Node, by: By, statistics: NodeStatistics | None, activation: Tensor, seed: int = 0
+) -> Tensor | float:
+    """What to put into a node in the place of this activation of its hook."""
+    length = activation.shape[_position(node.hook, activation.ndim)]
+    return _value(node, by, statistics, len(activation), length, seed)
+
+
 def _value(
     node: Node, by: str, statistics: NodeStatistics | None, batch: int, n_positions: int, seed: int
 ) -> Tensor | float:
@@ -300,7 +308,14 @@ def _value(
     return statistics.mean(node) if by == "mean" else statistics.sample(node, batch, n_positions, seed=seed)
 
 
-def _checked(model: HookedWhisper, nodes: Sequence[Node], by: str, statistics: NodeStatistics | None) -> list[Node]:
+def check_ablation(
+    model: HookedWhisper, nodes: Sequence[Node], by: str, statistics: NodeStatistics | None
+) -> list[Node]:
+    """The nodes, if they can be ablated in this way.
+
+    Raises:
+        AnalysisError: see `ablated`.
+    """
     if by not in WAYS:
         raise AnalysisError(f"Unknown ablation {by!r}: expected {', '.join(WAYS)}.")
     if by != "zero" and statistics is None:

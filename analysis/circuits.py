@@ -1,8 +1,11 @@
-"""Circuits: a few nodes said to do a task, and how far that holds when all others are switched off.
+"""Circuits: a few nodes, or edges, said to do a task, and how far that holds when all others are switched off.
 
     task = CircuitTask(model, contrast, nodes(model), metric)
     circuit = Circuit.top(task.universe, scores, 30)
     circuit.evaluate(task), circuit.compare_with_random(task, n=100)
+
+    task = CircuitTask(model, contrast, edges(model), metric)
+    circuit = Circuit.top(task.universe, attribute_edges(model, contrast, metric).of(task.universe).mean(1), 500)
 
 With m the metric of the clean run in which everything outside a set of nodes is ablated, and sums over clips:
 
@@ -12,6 +15,9 @@ With m the metric of the clean run in which everything outside a set of nodes is
 Both are 1 for a perfect circuit (Wang et al. 2023, arXiv:2211.00593; Marks et al. 2024, arXiv:2403.19647, who write
 completeness as the faithfulness of the complement). Faithfulness can leave 0 to 1: what was ablated may have worked
 against the task. It belongs to the way of ablating and to the clips: find a circuit on some, evaluate it on others.
+
+A node outside is replaced wherever it is read. An edge outside is replaced for its reader alone, which takes in what
+stands in for the writer, and not what the writer writes in the run of the circuit.
 """
 
 from __future__ import annotations
@@ -21,15 +27,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from hooked_whisper.analysis.ablation import NodeStatistics, ablation_values
+from hooked_whisper.analysis.ablation import NodeStatistics, ablation_values, check_ablation
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
+from hooked_whisper.analysis.edge_runs import EdgeRuns
+from hooked_whisper.analysis.edges import Edge, PartT, check_edges, parse_parts
 from hooked_whisper.analysis.metrics import Metric, check_metric
 from hooked_whisper.analysis.nodes import Node, check_nodes
 from hooked_whisper.analysis.partial_runs import RecordedRun, Start, Values, check_replaceable, run_sets, start_of
@@ -48,16 +56,16 @@ FORMAT = 1
 _SAME = 1e-9
 
 
-class CircuitTask:
+class CircuitTask(Generic[PartT]):
     """What circuits are measured by: a model, clips, a metric, and what stands in for the nodes left out.
 
     Args:
         contrast: circuits run on its clean side.
-        universe: all nodes that a circuit may hold; whatever is not among them stays as it is.
+        universe: all nodes, or all edges, that a circuit may hold; whatever is not among them stays as it is.
         metric: of the logits.
-        by: what is put into nodes outside: their activation in the "corrupted" run, the "mean", a "resample" of another
-            clip, or "zero".
-        statistics: for "mean" and "resample"; see `node_statistics`.
+        by: what is put into nodes outside, or what readers of edges outside take in: the activation in the "corrupted"
+            run, the "mean", a "resample" of another clip, or "zero".
+        statistics: for "mean" and "resample"; see `node_statistics`; of edges, those of their writers.
         seed: of the draws of "resample".
         batch_size: rows (circuits times clips) of one pass at most.
 
@@ -66,8 +74,8 @@ class CircuitTask:
         empty: the metric with every node of the universe ablated, [batch].
 
     Raises:
-        AnalysisError: no nodes, a node twice, an unknown way, or a metric that ablating the whole universe leaves as
-            it is.
+        AnalysisError: no nodes, a node twice, nodes and edges together, an unknown way, or a metric that ablating the
+            whole universe leaves as it is.
     """
 
     @torch.no_grad()
@@ -75,7 +83,7 @@ class CircuitTask:
         self,
         model: HookedWhisper,
         contrast: Contrast,
-        universe: Sequence[Node],
+        universe: Sequence[PartT],
         metric: Metric,
         *,
         by: Outside = "corrupted",
@@ -88,15 +96,15 @@ class CircuitTask:
         if by in ("mean", "resample") and statistics is None:
             raise AnalysisError(f"by={by!r} needs statistics=: node_statistics(model, corpus, nodes) makes them.")
         self.model, self.metric, self.batch_size = model, metric, batch_size
-        self.universe = tuple(check_nodes(model, universe))
-        check_replaceable(model, self.universe)
-        self._starts = {node: start_of(model, node.hook) for node in self.universe}
-        starts = set(self._starts.values())
-        self._clean = RecordedRun(model, contrast.clean, starts)
-        if by == "corrupted":
-            self._values = _activations(RecordedRun(model, contrast.corrupted, starts), self._starts)
-        else:
-            self._values = ablation_values(contrast.clean, self.universe, by, statistics, seed)
+        edges = [part for part in universe if isinstance(part, Edge)]
+        if edges and len(edges) < len(universe):
+            raise AnalysisError(
+                f"{len(edges)} of {len(universe)} parts of the universe are edges: take edges or nodes."
+            )
+        runs: Any = _EdgeCircuits if edges else _NodeCircuits
+        self._runs = runs(model, contrast, universe, by, statistics, seed)
+        self.universe: tuple[PartT, ...] = tuple(universe)
+        self._clean: RecordedRun = self._runs.clean
         self.whole = check_metric(metric(self._clean.logits), len(contrast)).double().cpu()
         self.empty = self.metrics([()])[0]
         difference, scale = float((self.whole - self.empty).sum()), float(self.whole.abs().sum())
@@ -108,7 +116,7 @@ class CircuitTask:
 
     @torch.no_grad()
     def metrics(
-        self, circuits: Sequence[Sequence[Node]], *, progress: bool | None = False
+        self, circuits: Sequence[Sequence[PartT]], *, progress: bool | None = False
     ) -> Float[Tensor, "circuit batch"]:
         """The metric with everything outside each circuit ablated."""
         found = []
@@ -118,17 +126,13 @@ class CircuitTask:
             for at in range(0, len(circuits), size):
                 kept = [set(circuit) for circuit in circuits[at : at + size]]
                 outside = [[node for node in self.universe if node not in circuit] for circuit in kept]
-                starts = [self._starts[node] for nodes in outside for node in nodes]
-                if starts:
-                    outputs = run_sets(self._clean, min(starts), outside, self._values, self.batch_size)
-                else:
-                    outputs = [self._clean.logits] * len(kept)
+                outputs = self._runs.logits(outside, self.batch_size)
                 found += [check_metric(self.metric(logits), len(self._clean)).double().cpu() for logits in outputs]
                 bar.update(len(kept))
         return torch.stack(found)
 
     def faithfulness(
-        self, circuits: Sequence[Sequence[Node]], *, progress: bool | None = False
+        self, circuits: Sequence[Sequence[PartT]], *, progress: bool | None = False
     ) -> Float[Tensor, " circuit"]:
         """Of each circuit, over all clips together: 0 as good as nothing, 1 as good as the whole model."""
         return self.share(self.metrics(circuits, progress=progress))
@@ -144,8 +148,8 @@ class CircuitTask:
         return self._clean.encoder_out
 
     def ablated(self, node: Node) -> Tensor | float:
-        """What stands in a node outside a circuit; broadcasts to its activation."""
-        return self._values[node]
+        """What stands in a node outside a circuit, or in for an edge's writer; broadcasts to its activation."""
+        return self._runs.values[node]
 
     def lost(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, " batch"]:
         """With a gradient: for each clip, the share of the metric that is lost, 0 for the whole model, 1 for nothing.
@@ -164,6 +168,60 @@ class CircuitTask:
         return (metrics - self.empty).sum(1) / (self.whole - self.empty).sum()
 
 
+class _NodeCircuits:
+    """Runs of the clean side with sets of nodes ablated."""
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        contrast: Contrast,
+        universe: Sequence[Node],
+        by: Outside,
+        statistics: NodeStatistics | None,
+        seed: int,
+    ) -> None:
+        check_replaceable(model, check_nodes(model, universe))
+        self._starts = {node: start_of(model, node.hook) for node in universe}
+        starts = set(self._starts.values())
+        self.clean = RecordedRun(model, contrast.clean, starts)
+        if by == "corrupted":
+            self.values = _activations(RecordedRun(model, contrast.corrupted, starts), self._starts)
+        else:
+            self.values = ablation_values(contrast.clean, universe, by, statistics, seed)
+
+    def logits(self, outside: Sequence[Sequence[Node]], batch_size: int) -> list[Tensor]:
+        starts = [self._starts[node] for nodes in outside for node in nodes]
+        if not starts:
+            return [self.clean.logits] * len(outside)
+        return run_sets(self.clean, min(starts), outside, self.values, batch_size)
+
+
+class _EdgeCircuits:
+    """Runs of the clean side with sets of edges exchanged."""
+
+    def __init__(
+        self,
+        model: HookedWhisper,
+        contrast: Contrast,
+        universe: Sequence[Edge],
+        by: Outside,
+        statistics: NodeStatistics | None,
+        seed: int,
+    ) -> None:
+        chosen = check_edges(model, universe)
+        writers = list(dict.fromkeys(edge.writer for edge in chosen))
+        self._runs = EdgeRuns(model, contrast.clean, chosen)
+        self.clean = self._runs.recorded
+        if by == "corrupted":
+            self.values = EdgeRuns(model, contrast.corrupted, chosen).written(writers)
+        else:
+            check_ablation(model, writers, by, statistics)
+            self.values = ablation_values(contrast.clean, writers, by, statistics, seed)
+
+    def logits(self, outside: Sequence[Sequence[Edge]], batch_size: int) -> list[Tensor]:
+        return self._runs.logits(outside, self.values, batch_size)
+
+
 def _activations(run: RecordedRun, starts: dict[Node, Start]) -> Values:
     """Activations of nodes in a run, each copied out of its hook's."""
     groups: dict[Start, list[Node]] = {}
@@ -177,7 +235,7 @@ def _activations(run: RecordedRun, starts: dict[Node, Start]) -> Values:
 
 
 @dataclass(frozen=True)
-class Faithfulness:
+class Faithfulness(Generic[PartT]):
     """How well a circuit stands for the model; all figures over the clips of the task together.
 
     Attributes:
@@ -194,7 +252,7 @@ class Faithfulness:
     faithfulness: float
     completeness: float
     by_clip: Float[Tensor, " batch"]
-    minimality: dict[Node, float]
+    minimality: dict[PartT, float]
 
 
 @dataclass(frozen=True)
@@ -221,15 +279,15 @@ class RandomComparison:
 
 
 @dataclass(frozen=True)
-class Circuit:
-    """Nodes kept, out of a universe of nodes; both in the universe's order.
+class Circuit(Generic[PartT]):
+    """Nodes kept, out of a universe of nodes, or edges out of edges; both in the universe's order.
 
     Raises:
         AnalysisError: a node outside the universe, or one twice.
     """
 
-    nodes: tuple[Node, ...]
-    universe: tuple[Node, ...]
+    nodes: tuple[PartT, ...]
+    universe: tuple[PartT, ...]
 
     def __post_init__(self) -> None:
         order = {node: i for i, node in enumerate(self.universe)}
@@ -245,7 +303,7 @@ class Circuit:
     # Building
 
     @classmethod
-    def top(cls, universe: Sequence[Node], scores: Float[Tensor, " node"], n: int) -> Circuit:
+    def top(cls, universe: Sequence[PartT], scores: Float[Tensor, " node"], n: int) -> Circuit[PartT]:
         """The n nodes with the largest scores; take the absolute value first where sign does not matter.
 
         Raises:
@@ -258,7 +316,7 @@ class Circuit:
         return cls(tuple(universe[i] for i in chosen), tuple(universe))
 
     @classmethod
-    def threshold(cls, universe: Sequence[Node], scores: Float[Tensor, " node"], at: float) -> Circuit:
+    def threshold(cls, universe: Sequence[PartT], scores: Float[Tensor, " node"], at: float) -> Circuit[PartT]:
         """The nodes whose scores are at least `at`.
 
         Raises:
@@ -270,14 +328,14 @@ class Circuit:
     @classmethod
     def greedy(
         cls,
-        task: CircuitTask,
+        task: CircuitTask[PartT],
         scores: Float[Tensor, " node"],
         *,
         faithfulness: float = 0.8,
         n: int | None = None,
         width: int = 8,
         progress: bool | None = None,
-    ) -> Circuit:
+    ) -> Circuit[PartT]:
         """Nodes added one by one, each time that of the next `width` by score with which faithfulness is largest.
 
         A step costs `width` runs. It ends when `faithfulness` is reached, or with n nodes, or with all.
@@ -289,7 +347,7 @@ class Circuit:
         if width < 1:
             raise AnalysisError(f"width={width}: expected at least 1 candidate at each step.")
         left = [task.universe[i] for i in values.argsort(descending=True, stable=True).tolist()]
-        kept: list[Node] = []
+        kept: list[PartT] = []
         reached = 0.0
         limit = len(left) if n is None else n
         with tqdm(total=limit, desc="greedy", unit="node", disable=None if progress is None else not progress) as bar:
@@ -302,7 +360,7 @@ class Circuit:
         return cls(tuple(kept), task.universe)
 
     @property
-    def complement(self) -> Circuit:
+    def complement(self) -> Circuit[PartT]:
         """All other nodes of the universe."""
         kept = set(self.nodes)
         return Circuit(tuple(node for node in self.universe if node not in kept), self.universe)
@@ -310,8 +368,8 @@ class Circuit:
     # Measuring
 
     def evaluate(
-        self, task: CircuitTask, *, minimality: bool | int = False, seed: int = 0, progress: bool | None = None
-    ) -> Faithfulness:
+        self, task: CircuitTask[PartT], *, minimality: bool | int = False, seed: int = 0, progress: bool | None = None
+    ) -> Faithfulness[PartT]:
         """Faithfulness and completeness, and what each node adds.
 
         Args:
@@ -339,7 +397,7 @@ class Circuit:
         )
 
     def compare_with_random(
-        self, task: CircuitTask, n: int = 100, *, seed: int = 0, progress: bool | None = None
+        self, task: CircuitTask[PartT], n: int = 100, *, seed: int = 0, progress: bool | None = None
     ) -> RandomComparison:
         """Faithfulness beside that of n random circuits with as many nodes of each kind (hook, whatever the layer).
 
@@ -355,7 +413,7 @@ class Circuit:
         ).tolist()
         return RandomComparison(own, torch.tensor(others, dtype=torch.float64))
 
-    def _check(self, task: CircuitTask) -> None:
+    def _check(self, task: CircuitTask[PartT]) -> None:
         if set(task.universe) != set(self.universe):
             raise AnalysisError(
                 f"The circuit is out of {len(self.universe)} nodes, the task is about {len(task.universe)}, and they "
@@ -370,7 +428,7 @@ class Circuit:
         return json.dumps({"format": FORMAT, **names}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Circuit:
+    def from_json(cls, text: str) -> Circuit[Any]:
         """A circuit from what `to_json` wrote.
 
         Raises:
@@ -382,7 +440,8 @@ class Circuit:
             raise AnalysisError(f"No circuit: the text is no JSON ({error}).") from error
         if not isinstance(data, dict) or set(data) != {"format", "nodes", "universe"} or data["format"] != FORMAT:
             raise AnalysisError(f"No circuit of format {FORMAT}: expected what Circuit.to_json writes.")
-        return cls(tuple(map(Node.parse, data["nodes"])), tuple(map(Node.parse, data["universe"])))
+        nodes, universe = (parse_parts(data[key]) for key in ("nodes", "universe"))
+        return cls(nodes, universe)
 
     def save(self, path: str | Path) -> Path:
         """Writes `to_json` to a file."""
@@ -390,7 +449,7 @@ class Circuit:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Circuit:
+    def load(cls, path: str | Path) -> Circuit[Any]:
         """Reads what `save` wrote.
 
         Raises:
@@ -399,20 +458,26 @@ class Circuit:
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     def draw(self, *, labels: bool = True) -> Figure:
-        """A graph, a column for each layer: kept nodes by name, others as faint points, residual streams as lines.
+        """A graph, a column for each layer: kept nodes along the residual streams, or kept edges as lines between them.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
+        edges = [part for part in self.nodes if isinstance(part, Edge)]
+        if edges or any(isinstance(part, Edge) for part in self.universe):
+            from hooked_whisper.analysis.edge_plot import draw_edge_circuit
+
+            return draw_edge_circuit(edges, [part for part in self.universe if isinstance(part, Edge)], labels=labels)
         from hooked_whisper.analysis.circuit_plot import draw_circuit
 
-        return draw_circuit(self.nodes, self.universe, labels=labels)
+        kept, universe = ([part for part in parts if isinstance(part, Node)] for parts in (self.nodes, self.universe))
+        return draw_circuit(kept, universe, labels=labels)
 
 
-def random_circuits(like: Circuit, n: int, *, seed: int = 0) -> list[Circuit]:
+def random_circuits(like: Circuit[PartT], n: int, *, seed: int = 0) -> list[Circuit[PartT]]:
     """Circuits of nodes drawn at random, each with as many of every kind as the one given."""
     source = random.Random(seed)
-    kinds: dict[str, list[Node]] = {}
+    kinds: dict[str, list[PartT]] = {}
     for node in like.universe:
         kinds.setdefault(node.kind, []).append(node)
     counts = {kind: sum(node.kind == kind for node in like.nodes) for kind in kinds}
@@ -424,7 +489,7 @@ def random_circuits(like: Circuit, n: int, *, seed: int = 0) -> list[Circuit]:
     ]
 
 
-def _checked_scores(universe: Sequence[Node], scores: Tensor) -> Tensor:
+def _checked_scores(universe: Sequence[Node | Edge], scores: Tensor) -> Tensor:
     if scores.shape != (len(universe),):
         raise AnalysisError(
             f"The scores have shape {tuple(scores.shape)}, expected ({len(universe)},): one for each node of the "

@@ -1,157 +1,92 @@
-"""Edge attribution: how much of an effect goes from one part of the model straight to another.
+"""Edges: one part of the model as another one reads it, straight, with nothing in between.
 
-    found = attribute_edges(model, contrast, metric)
-    found.top(20)                                            # (writer, reader, score), largest first
-    found[writer, reader]                                    # of two nodes: [batch]
+    edges(model)                                             # all of them
+    Edge(Node("encoder.blocks.0.hook_mlp_out"), Node("decoder.blocks.2.hook_cross_v_input", head=3))
+    Edge.parse("decoder.1.cross.head.4 -> decoder.3.mlp_in") # as print(edge) writes it
 
-A writer puts a vector into the residual stream (a head, an MLP, the embeddings), a reader takes the stream in (queries,
-keys and values of a head, an MLP, the logits). With the residual stream a sum, the edge between them has the score
-
-    score(writer, reader) = (what the writer writes in the other run - in the base run) . gradient at the reader's input
-
-the first-order effect of patching the writer for that reader alone (EAP, Syed et al. 2023, arXiv:2310.10348; with the
-gradient averaged over inputs, EAP-IG, Hanna et al. 2024, arXiv:2403.17806). The gradient is taken before the reader's
-layer norm, whose derivative it includes. Keys and values of cross-attention read the encoder's writers through its
-final norm, whose derivative at the same input stands between.
+A writer puts a vector into the residual stream: a head (before its output matrix), an MLP, the stream that a first
+layer reads. A reader takes the stream in: queries, keys and values of a head, an MLP, and the decoder's last stream,
+which the logits are made of. The stream is a sum, so a reader's input is the sum of what all writers before it wrote,
+and an edge is one summand of one input. Keys and values of cross-attention read the encoder's writers, through its
+final norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from hooked_whisper.analysis.attribution import Direction, sides
-from hooked_whisper.analysis.contrast import Contrast, ModelInput
-from hooked_whisper.analysis.gradient_passes import ChunkMetric, Path, frozen, wide
-from hooked_whisper.analysis.metrics import Metric
 from hooked_whisper.analysis.nodes import Node, nodes
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.model import HookedWhisper
 
+CROSS_FRAMES = ("hook_cross_k_input", "hook_cross_v_input")
 _INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
-_CROSS_FRAMES = ("hook_cross_k_input", "hook_cross_v_input")
+_ARROW = " -> "
 
 
-@dataclass(frozen=True)
-class EdgeAttribution:
-    """Scores of the edges between writers and readers.
+@dataclass(frozen=True, order=True)
+class Edge:
+    """What one reader takes in of one writer. Either may have a span: of positions written, of positions read."""
 
-    Attributes:
-        writers: what writes: heads (before their output matrix), MLPs, and the streams that the first layers read.
-        readers: what reads: inputs of queries, keys, values (by head) and MLPs, and the decoder's last stream.
-        scores: [writer reader batch], estimated change of the metric when the writer is patched for that reader alone;
-            NaN where there is no edge.
-    """
+    writer: Node
+    reader: Node
 
-    writers: list[Node]
-    readers: list[Node]
-    scores: Float[Tensor, "writer reader batch"]
+    @property
+    def kind(self) -> str:
+        """The kinds of writer and reader, whatever the layers: what edges of one sort share."""
+        return f"{self.writer.kind}{_ARROW}{self.reader.kind}"
 
-    def __getitem__(self, edge: tuple[Node, Node]) -> Float[Tensor, "batch"]:
-        """The scores of one edge.
+    @property
+    def across(self) -> bool:
+        """Whether it goes from the encoder to keys or values of cross-attention."""
+        return self.reader.hook.endswith(CROSS_FRAMES)
+
+    def __str__(self) -> str:
+        return f"{self.writer}{_ARROW}{self.reader}"
+
+    @classmethod
+    def parse(cls, text: str) -> Edge:
+        """An edge from what `str` wrote.
 
         Raises:
-            AnalysisError: no such edge.
+            AnalysisError: not of that form.
         """
-        writer, reader = edge
-        if writer in self.writers and reader in self.readers:
-            found = self.scores[self.writers.index(writer), self.readers.index(reader)]
-            if not found.isnan().any():
-                return found
-        raise AnalysisError(f"There is no edge from {writer} to {reader}.")
-
-    def top(self, n: int) -> list[tuple[Node, Node, float]]:
-        """The n edges with the largest effects of either sign, mean over the clips."""
-        mean = self.scores.mean(2).nan_to_num(0.0).flatten()
-        order = mean.abs().argsort(descending=True, stable=True)[:n].tolist()
-        width = len(self.readers)
-        return [(self.writers[at // width], self.readers[at % width], float(mean[at])) for at in order]
+        ends = text.split(_ARROW)
+        if len(ends) != 2:
+            raise AnalysisError(
+                f"{text!r} is no edge: expected such as 'encoder.2.mlp_out -> decoder.0.cross_k_input.3'."
+            )
+        return cls(*map(Node.parse, ends))
 
 
-def attribute_edges(
-    model: HookedWhisper, contrast: Contrast, metric: Metric, *, steps: int = 1, direction: Direction = "denoise"
-) -> EdgeAttribution:
-    """Scores of all edges of both stacks, and of those across, from `steps` backward passes for each clip.
+# What experiments take one by one.
+PartT = TypeVar("PartT", Node, Edge)
 
-    Args:
-        steps: 1 takes the gradient at the base (EAP); more take its mean over inputs between the two (EAP-IG).
+
+def parse_parts(texts: Sequence[str]) -> tuple[Any, ...]:
+    """The nodes, or the edges, that `str` wrote.
 
     Raises:
-        AnalysisError: fewer than one step, a metric without a gradient.
+        AnalysisError: neither.
     """
-    if steps < 1:
-        raise AnalysisError(f"steps={steps}: expected at least 1.")
-    base, other = sides(contrast, direction)
-    writers = nodes(model, ["embed", "head", "mlp"])
-    readers = _readers(model)
-    scores = torch.full((len(writers), len(readers), len(contrast)), torch.nan, dtype=torch.float64)
-    alphas = [0.0] if steps == 1 else [(step + 0.5) / steps for step in range(steps)]
-    row_of = {writer: row for row, writer in enumerate(writers)}
-    column_of = {reader: column for column, reader in enumerate(readers)}
-    order = {name: place for place, name in enumerate(model.hook_dict)}
-    final = f"encoder.blocks.{model.cfg.encoder.n_layers - 1}.hook_resid_post"
-    with frozen(model), _split_inputs(model):
-        for number in range(len(contrast)):
-            judge = ChunkMetric(metric, [number], len(contrast))
-            start, end = (
-                ModelInput(side.mel[number : number + 1], side.tokens[number : number + 1]) for side in (base, other)
-            )
-            path = Path.between(model, start, end, writers, judge)
-            streams: list[Tensor] = []
-
-            def keep(activation: Tensor, hook: Any, streams: list[Tensor] = streams) -> None:
-                streams[:] = [activation.detach()]
-
-            def score(
-                hook: str, gradient: Tensor, path: Path = path, clip: int = number, kept: list[Tensor] = streams
-            ) -> None:
-                across = hook.endswith(_CROSS_FRAMES)
-                by_head = gradient.unbind(2) if gradient.ndim == 4 else [gradient]
-                for head, part in enumerate(by_head):
-                    reader = Node(hook, head) if gradient.ndim == 4 else Node(hook)
-                    if across:
-                        part = _through_norm(model, kept[0], part)
-                    for writer in writers:
-                        if writer.stack != ("encoder" if across else reader.stack) or order[writer.hook] > order[hook]:
-                            continue
-                        cell = scores[row_of[writer], column_of[reader]]
-                        cell[clip] = cell[clip].nan_to_num(0.0) + _edge(model, writer, path.deltas, part) / len(alphas)
-
-            with model.hooks(fwd_hooks=[(final, keep)]):
-                for alpha in alphas:
-                    path.gradients_at(model, alpha, judge, list(dict.fromkeys(node.hook for node in readers)), score)
-    return EdgeAttribution(writers, readers, scores)
+    return tuple(Edge.parse(text) if _ARROW in text else Node.parse(text) for text in texts)
 
 
-def _edge(model: HookedWhisper, writer: Node, deltas: dict[str, Tensor], gradient: Tensor) -> float:
-    delta = writer.read(deltas[writer.hook])
-    if writer.head is not None:
-        attention: Any = model.get_submodule(writer.hook.rpartition(".")[0])
-        delta = delta @ attention.W_O[writer.head]
-    return float((wide(delta) * wide(gradient)).sum())
+def writers(model: HookedWhisper) -> list[Node]:
+    """What writes into the residual streams, in the model's order."""
+    return nodes(model, ["embed", "head", "mlp"])
 
 
-def _through_norm(model: HookedWhisper, stream: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient at the encoder's output, taken back through its final norm."""
-    x = stream.requires_grad_()
-    with torch.enable_grad():
-        norm = model.encoder.ln_post
-        out = torch.nn.functional.layer_norm(x, norm.w.shape, norm.w, norm.b, norm.eps)
-    return torch.autograd.grad(out, x, gradient)[0]
-
-
-def _readers(model: HookedWhisper) -> list[Node]:
+def readers(model: HookedWhisper) -> list[Node]:
+    """What reads them: inputs of queries, keys and values by head, of MLPs, and the decoder's last stream."""
     found: list[Node] = []
     for stack in ("encoder", "decoder"):
         cfg = model.cfg.stack(stack)
         for layer in range(cfg.n_layers):
-            leaves = [*_INPUTS, *(("hook_cross_q_input", *_CROSS_FRAMES) if stack == "decoder" else ())]
+            leaves = [*_INPUTS, *(("hook_cross_q_input", *CROSS_FRAMES) if stack == "decoder" else ())]
             block = f"{stack}.blocks.{layer}"
             found += [Node(f"{block}.{leaf}", head) for leaf in leaves for head in range(cfg.n_heads)]
             found.append(Node(f"{block}.hook_mlp_in"))
@@ -159,8 +94,99 @@ def _readers(model: HookedWhisper) -> list[Node]:
     return found
 
 
+def edges(
+    model: HookedWhisper,
+    *,
+    writers: Sequence[Node] | None = None,
+    readers: Sequence[Node] | None = None,
+) -> list[Edge]:
+    """All edges between some writers and some readers, reader by reader, in the order in which the model computes them.
+
+    Args:
+        writers: only from these; None takes all. They may have spans.
+        readers: only to these; None takes all. They may have spans.
+
+    Raises:
+        AnalysisError: a node that does not write, or does not read.
+    """
+    order = _Order(model)
+    sources = order.writers if writers is None else [order.writer(node) for node in writers]
+    ends = order.readers if readers is None else [order.reader(node) for node in readers]
+    return [Edge(writer, reader) for reader in ends for writer in sources if order.joins(writer, reader)]
+
+
+def check_edges(model: HookedWhisper, chosen: Sequence[Edge]) -> list[Edge]:
+    """The edges, if there are any, and the model has all of them.
+
+    Raises:
+        AnalysisError: none, one twice, or one that the model does not have; SAEs that are attached.
+    """
+    if not chosen:
+        raise AnalysisError("No edges were given.")
+    if model.acts_to_saes:
+        raise AnalysisError(
+            f"SAEs are attached at {', '.join(model.acts_to_saes)}: what they write belongs to no head and no MLP, so "
+            "inputs would not be the sum of their edges. Take them off with model.reset_saes()."
+        )
+    order = _Order(model)
+    seen: set[Edge] = set()
+    for edge in chosen:
+        if not order.joins(order.writer(edge.writer), order.reader(edge.reader)):
+            raise AnalysisError(
+                f"There is no edge {edge}: the writer must come before the reader, in a stream that it reads."
+            )
+        if edge in seen:
+            raise AnalysisError(f"{edge} is given twice.")
+        seen.add(edge)
+    return list(chosen)
+
+
+class _Order:
+    """Who reads whom, in one model."""
+
+    def __init__(self, model: HookedWhisper) -> None:
+        self.writers, self.readers = writers(model), readers(model)
+        self._writers, self._readers = set(self.writers), set(self.readers)
+        self._place = {name: place for place, name in enumerate(model.hook_dict)}
+
+    def writer(self, node: Node) -> Node:
+        if node.part not in self._writers:
+            raise AnalysisError(
+                f"{node} writes no vector of its own into a residual stream: expected such as {self.writers[1]}, "
+                f"{self.writers[-1]} or {self.writers[0]}."
+            )
+        return node
+
+    def reader(self, node: Node) -> Node:
+        if node.part not in self._readers:
+            raise AnalysisError(
+                f"{node} does not read a residual stream by itself: expected such as {self.readers[0]}, "
+                f"{self.readers[-2]} or {self.readers[-1]}."
+            )
+        return node
+
+    def joins(self, writer: Node, reader: Node) -> bool:
+        return joined(self._place, writer.hook, reader.hook)
+
+
+def joined(order: Mapping[str, int], writer: str, reader: str) -> bool:
+    """Whether the reader at one hook takes in what is written at another; `order` is that of the model's hooks."""
+    stack = "encoder" if reader.endswith(CROSS_FRAMES) else reader.partition(".")[0]
+    return writer.startswith(f"{stack}.") and order[writer] <= order[reader]
+
+
+def component(reader: Node) -> Node:
+    """The head, MLP or logits that a reader is the input of."""
+    block, _, leaf = reader.part.hook.rpartition(".")
+    if leaf == "hook_mlp_in":
+        return Node(f"{block}.hook_mlp_out")
+    if leaf == "hook_resid_post":
+        return Node("hook_logits")
+    return replace(reader.part, hook=f"{block}.{'cross_attn' if '_cross_' in leaf else 'attn'}.hook_z")
+
+
 @contextmanager
-def _split_inputs(model: HookedWhisper) -> Iterator[None]:
+def split_inputs(model: HookedWhisper) -> Iterator[None]:
     """While it lasts, every reader has an input of its own."""
     before = (model.cfg.use_split_qkv_input, model.cfg.use_hook_mlp_in)
     model.set_use_split_qkv_input(True)

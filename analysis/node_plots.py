@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.analysis.edges import Edge
 from hooked_whisper.analysis.nodes import Node
 from hooked_whisper.mel import FRAMES_PER_SECOND
 
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LABELS = 16
+
+
+def plot_parts(parts: Sequence[Node | Edge], values: Float[Tensor, " part"], label: str) -> Figure:
+    """`plot_nodes` or `plot_edges`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    found = [part for part in parts if isinstance(part, Edge)]
+    if found:
+        from hooked_whisper.analysis.edge_plot import plot_edges
+
+        return plot_edges(found, values, label)
+    return plot_nodes([part for part in parts if isinstance(part, Node)], values, label)
 
 
 def plot_nodes(nodes: Sequence[Node], values: Float[Tensor, " node"], label: str) -> Figure:

@@ -118,14 +118,27 @@ class RecordedRun:
         finally:
             for handle in handles:
                 handle.remove()
-        # As projected, before any hook; keys and values that heads project from inputs of their own are not kept.
+        # As projected, before any hook.
         frames = {layer: past.frames(layer) for layer in range(model.cfg.decoder.n_layers)}
+        if model.cfg.use_split_qkv_input:  # heads that read inputs of their own keep nothing
+            frames = {layer: self._project(layer) for layer in frames if not self._reads_anew(layer)}
         self._frames = {
             layer: (kept[0].contiguous(), kept[1].contiguous()) for layer, kept in frames.items() if kept is not None
         }
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def _project(self, layer: int) -> tuple[Tensor, Tensor]:
+        attention: Any = self.model.decoder.blocks[layer].cross_attn
+        k, v = (attention._heads(attention._project(self.encoder_out, which)) for which in "kv")
+        return k, v
+
+    def _reads_anew(self, layer: int) -> bool:
+        """Whether somebody listens to what heads of cross-attention read of the frames, and may change it."""
+        block: Any = self.model.decoder.blocks[layer]
+        split = self.model.cfg.use_split_qkv_input
+        return split and bool(block.hook_cross_k_input.live or block.hook_cross_v_input.live)
 
     def _module(self, start: Start) -> torch.nn.Module:
         stack, norm = (
@@ -169,7 +182,8 @@ class RecordedRun:
         decoder = self.model.decoder
         resid = self._streams[start][rows]
         for layer in range(start.layer, len(decoder.blocks)):
-            resid = decoder.blocks[layer](resid, frames, past=past, layer=layer)
+            kept = layer in self._frames and not self._reads_anew(layer)
+            resid = decoder.blocks[layer](resid, None if kept else frames, past=past, layer=layer)
         logits = linear_few_rows(decoder.ln_final(resid), decoder.unembed.weight, decoder.unembed.bias)
         return see(self.model.hook_logits, logits)
 

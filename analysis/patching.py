@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hooked_whisper.analysis.contrast import Contrast
+from hooked_whisper.analysis.edges import PartT, parse_parts
 from hooked_whisper.analysis.metrics import Metric, check_metric
 from hooked_whisper.analysis.nodes import Node, check_nodes
 from hooked_whisper.analysis.partial_runs import (
@@ -58,8 +59,8 @@ _SAME = 1e-9  # of the larger metric: below this, a difference is rounding
 
 
 @dataclass(frozen=True)
-class PatchingResult:
-    """What each node does to a metric when its activation comes from the other run.
+class PatchingResult(Generic[PartT]):
+    """What each node, or edge, does to a metric when its activation comes from the other run.
 
     Attributes:
         nodes: in the order given.
@@ -68,7 +69,7 @@ class PatchingResult:
         direction: "denoise" (clean activations into the corrupted run) or "noise" (the other way).
     """
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[PartT, ...]
     effects: Float[Tensor, "node batch"]
     clean: Float[Tensor, " batch"]
     corrupted: Float[Tensor, " batch"]
@@ -100,7 +101,7 @@ class PatchingResult:
             )
         return self.change / (difference if self.direction == "denoise" else -difference)
 
-    def top(self, n: int = 10) -> list[tuple[Node, float]]:
+    def top(self, n: int = 10) -> list[tuple[PartT, float]]:
         """The nodes with the largest normalised effect, mean over clips, largest first."""
         means = self.normalized.mean(1)
         order = means.argsort(descending=True, stable=True)[:n].tolist()
@@ -109,10 +110,12 @@ class PatchingResult:
     def plot(self, *, values: Shown = "normalized") -> Figure:
         """A heatmap for each kind of node: layers down, heads or windows to the right; mean over clips.
 
+        Edges: a heatmap, writers down, readers to the right.
+
         Raises:
             MissingExtraError: matplotlib is not installed. AnalysisError: see `normalized`; an unknown kind of values.
         """
-        from hooked_whisper.analysis.node_plots import plot_nodes
+        from hooked_whisper.analysis.node_plots import plot_parts
 
         labels = {
             "normalized": f"normalised effect ({self.direction})",
@@ -124,7 +127,7 @@ class PatchingResult:
                 f"Unknown values {values!r}: expected {', '.join(labels)}.{did_you_mean(values, labels)}"
             )
         shown = {"normalized": lambda: self.normalized, "change": lambda: self.change, "effects": lambda: self.effects}
-        return plot_nodes(self.nodes, shown[values]().mean(1), labels[values])
+        return plot_parts(self.nodes, shown[values]().mean(1), labels[values])
 
     def to_json(self) -> str:
         """All of it as JSON; `from_json` reads it back, exactly."""
@@ -139,7 +142,7 @@ class PatchingResult:
         return json.dumps(data)
 
     @classmethod
-    def from_json(cls, text: str) -> PatchingResult:
+    def from_json(cls, text: str) -> PatchingResult[Any]:
         """A result from what `to_json` wrote.
 
         Raises:
@@ -155,7 +158,7 @@ class PatchingResult:
         clean, corrupted, effects = (
             torch.tensor(data[key], dtype=torch.float64) for key in ("clean", "corrupted", "effects")
         )
-        return cls(tuple(map(Node.parse, data["nodes"])), effects, clean, corrupted, data["direction"])
+        return cls(parse_parts(data["nodes"]), effects, clean, corrupted, data["direction"])
 
 
 @torch.no_grad()
@@ -169,7 +172,7 @@ def patch(
     batch_size: int = BATCH_SIZE,
     progress: bool | None = None,
     out: str | Path | None = None,
-) -> PatchingResult:
+) -> PatchingResult[Node]:
     """The metric of a run in which one node's activation is the other run's, for each node and clip.
 
     Hooks and SAEs of the model are active in all runs. Features of an SAE are nodes, too:
@@ -246,11 +249,16 @@ class _DonorValues:
 
 
 def _checked(model: HookedWhisper, nodes: Sequence[Node], direction: str) -> list[Node]:
-    if direction not in DIRECTIONS:
-        raise AnalysisError(f"Unknown direction {direction!r}: expected 'denoise' or 'noise'.")
+    check_direction(direction)
     chosen = check_nodes(model, nodes)
     check_replaceable(model, chosen)
     return chosen
+
+
+def check_direction(direction: str) -> None:
+    """Raises AnalysisError unless it is one of the two."""
+    if direction not in DIRECTIONS:
+        raise AnalysisError(f"Unknown direction {direction!r}: expected 'denoise' or 'noise'.")
 
 
 def _hidden(progress: bool | None) -> bool | None:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
+from hooked_whisper.analysis.edges import Edge, PartT
 from hooked_whisper.analysis.nodes import Node
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.model import HookedWhisper
@@ -25,7 +26,11 @@ _TOLERANCE = 1e-3  # of a figure: what another machine's rounding may make of it
 
 
 def sweep_fingerprint(
-    model: HookedWhisper, inputs: Contrast | ModelInput, nodes: Sequence[Node], metric: object, *about: str
+    model: HookedWhisper,
+    inputs: Contrast | ModelInput,
+    nodes: Sequence[Node] | Sequence[Edge],
+    metric: object,
+    *about: str,
 ) -> str:
     """SHA-256 of a sweep: weights of the model and of attached SAEs, inputs, nodes, metric, and whatever else.
 
@@ -82,8 +87,8 @@ class SweepLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write({"format": FORMAT, **about})
 
-    def read(self, nodes: Sequence[Node]) -> dict[Node, list[float]]:
-        """The figures of nodes that are done already.
+    def read(self, nodes: Sequence[PartT]) -> dict[PartT, list[float]]:
+        """The figures of nodes, or edges, that are done already.
 
         Raises:
             AnalysisError: a line that no sweep has written.
@@ -102,7 +107,7 @@ class SweepLog:
                 f"line {number} of {self._path} is damaged: delete it, and its node is run again."
             ) from error
 
-    def add(self, node: Node, figures: Sequence[float]) -> None:
+    def add(self, node: Node | Edge, figures: Sequence[float]) -> None:
         """Writes a node's figures."""
         self._write({"node": str(node), "effects": list(figures)})
 

@@ -14,6 +14,9 @@ from hooked_whisper import AnalysisError, HookedWhisper
 from hooked_whisper.analysis.ablation import node_statistics
 from hooked_whisper.analysis.circuits import Circuit, CircuitTask, RandomComparison, random_circuits
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
+from hooked_whisper.analysis.edge_attribution import attribute_edges
+from hooked_whisper.analysis.edge_patching import patch_edges
+from hooked_whisper.analysis.edges import edges
 from hooked_whisper.analysis.nodes import Node, by_hook, nodes
 from hooked_whisper.analysis.patching import patch
 
@@ -221,3 +224,38 @@ def test_what_is_no_circuit_is_refused() -> None:
     ):
         with pytest.raises(AnalysisError, match=message):
             call()
+
+
+def test_circuits_of_edges(tmp_path: Path) -> None:
+    model, pair = small_model(), a_contrast()
+    universe = edges(model)
+    task = CircuitTask(model, pair, universe, metric, batch_size=6)
+    with torch.no_grad():
+        assert torch.allclose(task.whole, metric(pair.clean.logits(model)), atol=1e-9)
+        assert torch.allclose(task.empty, metric(pair.corrupted.logits(model)), atol=1e-9)
+    one = universe[77]
+    noised = patch_edges(model, pair, [one], metric, direction="noise").effects[0]
+    assert torch.allclose(task.metrics([[edge for edge in universe if edge != one]])[0], noised, atol=1e-9)
+    scores = attribute_edges(model, pair, metric).of(universe).mean(1)
+    circuit = Circuit.top(universe, scores, 60)
+    found = circuit.evaluate(task, minimality=2)
+    assert (found.n_nodes, found.n_universe, len(found.minimality)) == (60, len(universe), 2)
+    assert found.completeness == pytest.approx(1 - float(task.faithfulness([circuit.complement.nodes])[0]), abs=1e-9)
+    drawn = random_circuits(circuit, 2)
+    assert [sorted(e.kind for e in other.nodes) for other in drawn] == [sorted(e.kind for e in circuit.nodes)] * 2
+    assert len(circuit.compare_with_random(task, n=2).random) == 2
+    assert Circuit.load(circuit.save(tmp_path / "edges.json")) == circuit
+    assert Circuit.greedy(task, scores, faithfulness=9e9, n=2, width=1).nodes == Circuit.top(universe, scores, 2).nodes
+    with pytest.raises(AnalysisError, match="1 of 2 parts of the universe are edges"):
+        CircuitTask(model, pair, [one, Node("encoder.blocks.0.hook_mlp_out")], metric)
+
+
+@pytest.mark.parametrize("by", ["zero", "mean", "resample"])
+def test_edges_outside_are_ablated_in_other_ways(by: str) -> None:
+    """All edges out of a writer together are the writer, whatever stands in for it."""
+    model, pair = small_model(), a_contrast()
+    sources = [Node("encoder.blocks.1.hook_mlp_out"), Node("decoder.blocks.0.attn.hook_z", 2)]
+    statistics = node_statistics(model, [ModelInput(*small_inputs(small_config(), seed=7))], sources, bank=2)
+    options: dict[str, Any] = {"by": by, "statistics": statistics}
+    of_edges = CircuitTask(model, pair, edges(model, writers=sources), metric, **options)
+    assert torch.allclose(of_edges.empty, CircuitTask(model, pair, sources, metric, **options).empty, atol=1e-9)

@@ -1,71 +1,103 @@
-"""Edges: scores are those of exact path patching for small differences."""
+"""Edges: every one has a name, none goes backwards, and what is no edge is refused."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
 
 import pytest
-import torch
-from small import small_inputs, small_model
-from torch import Tensor
+from sae_files import random_sae
+from small import small_model
 
 from hooked_whisper import AnalysisError
-from hooked_whisper.analysis.contrast import Contrast, ModelInput
-from hooked_whisper.analysis.edges import attribute_edges
+from hooked_whisper.analysis.edges import (
+    Edge,
+    check_edges,
+    component,
+    edges,
+    parse_parts,
+    readers,
+    split_inputs,
+    writers,
+)
 from hooked_whisper.analysis.nodes import Node
 
+EMBED = Node("decoder.blocks.0.hook_resid_pre")
+MLP = Node("encoder.blocks.1.hook_mlp_out")
 
-def last(logits: Tensor) -> Tensor:
-    return logits[:, -1, 3] - logits[:, -1, 7]
 
-
-def test_edges_are_what_patching_one_reader_does() -> None:
+def test_every_edge_goes_forward_and_has_a_name_of_its_own() -> None:
     model = small_model()
-    mel, tokens = small_inputs(model.cfg, 1)
-    far, _ = small_inputs(model.cfg, 1, seed=2)
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    pair = Contrast(ModelInput(mel, tokens), ModelInput(torch.lerp(mel, far, 1e-4), tokens), mask, (2,))
-    found = attribute_edges(model, pair, last)
-    assert torch.equal(attribute_edges(model, pair, last, steps=1).scores.isnan(), found.scores.isnan())
-    assert not model.cfg.use_split_qkv_input
-    model.set_use_split_qkv_input(True)
+    found = edges(model)
+    # By hand: encoder of 2 layers and 2 heads, decoder of 3 layers and 4 heads; writers before each kind of reader.
+    encoder = sum(3 * 2 * (1 + 3 * layer) + (1 + 3 * layer + 2) for layer in range(2))
+    decoder = sum(3 * 4 * n + 4 * (n + 4) + (n + 8) for n in (1 + 9 * layer for layer in range(3)))
+    across = 3 * 2 * 4 * len([node for node in writers(model) if node.stack == "encoder"])
+    assert len(found) == encoder + decoder + across + (1 + 9 * 3)
+    assert len({str(edge) for edge in found}) == len(found)
+    assert parse_parts([str(edge) for edge in found]) == tuple(found)
+    order = list(model.hook_dict)
+    assert all(order.index(edge.writer.hook) < order.index(edge.reader.hook) for edge in found)
+    assert {edge.writer.stack for edge in found if edge.across} == {"encoder"}
+    assert all(edge.writer.stack == edge.reader.stack for edge in found if not edge.across)
+    assert check_edges(model, found) == found
+    assert str(Edge(MLP, Node("decoder.blocks.2.hook_cross_v_input", 3))) == (
+        "encoder.1.mlp_out -> decoder.2.cross_v_input.3"
+    )
+    assert Edge(MLP, readers(model)[-1]).kind == ("encoder.blocks.*.hook_mlp_out -> decoder.blocks.*.hook_resid_post")
+
+
+def test_some_writers_and_readers() -> None:
+    model = small_model()
+    reader = Node("decoder.blocks.1.hook_cross_k_input", 2, span=(0, 4))
+    source = Node("encoder.blocks.1.attn.hook_z", 1, span=(2, 3))
+    assert edges(model, writers=[source, EMBED], readers=[reader]) == [Edge(source, reader)]
+    assert parse_parts([str(Edge(source, reader))]) == (Edge(source, reader),)
+    into = edges(model, readers=[Node("encoder.blocks.1.hook_mlp_in")])
+    assert [str(edge.writer) for edge in into] == [
+        "encoder.0.resid_pre", "encoder.0.self.head.0", "encoder.0.self.head.1", "encoder.0.mlp_out",
+        "encoder.1.self.head.0", "encoder.1.self.head.1",
+    ]  # fmt: skip
+    assert component(reader) == Node("decoder.blocks.1.cross_attn.hook_z", 2)
+    assert component(Node("encoder.blocks.0.hook_v_input", 1)) == Node("encoder.blocks.0.attn.hook_z", 1)
+    assert component(into[0].reader) == MLP
+    assert component(readers(model)[-1]) == Node("hook_logits")
+
+
+def test_inputs_are_split_for_a_while() -> None:
+    model = small_model()
     model.set_use_hook_mlp_in(True)
-    mlp = "encoder.blocks.0.hook_mlp_out"
-    with torch.no_grad():
-        kept: list[dict[str, Tensor]] = []
-        for side in (pair.clean, pair.corrupted):
-            values: dict[str, Tensor] = {}
+    inside = []
+    with contextlib.suppress(ZeroDivisionError), split_inputs(model):
+        inside.append(model.cfg.use_split_qkv_input)
+        raise ZeroDivisionError
+    assert inside == [True]
+    assert not model.cfg.use_split_qkv_input
+    assert model.cfg.use_hook_mlp_in
 
-            def keep(activation: Tensor, hook: Any, values: dict[str, Tensor] = values) -> None:
-                values[hook.name] = activation.clone()
 
-            names = [mlp, "encoder.blocks.1.hook_resid_post", "decoder.blocks.0.cross_attn.hook_z"]
-            with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-                base = last(side.logits(model))
-            kept.append(values)
-        clean, corrupted = kept
-        delta = clean[mlp] - corrupted[mlp]
-        head = (clean[names[2]] - corrupted[names[2]])[:, :, 1] @ model.decoder.blocks[0].cross_attn.W_O[1]
-        final = corrupted[names[1]]
-        across = model.encoder.ln_post(final + delta) - model.encoder.ln_post(final)
-        for writer, reader, moved in (
-            (Node(mlp), Node("encoder.blocks.1.hook_v_input", 1), delta),
-            (Node(mlp), Node("encoder.blocks.1.hook_mlp_in"), delta),
-            (Node(mlp), Node("decoder.blocks.1.hook_cross_v_input", 2), across),
-            (Node(names[2], 1), Node("decoder.blocks.2.hook_q_input", 3), head),
-            (Node(names[2], 1), Node("decoder.blocks.2.hook_resid_post"), head),
-        ):
-
-            def patch(activation: Tensor, hook: Any, reader: Node = reader, moved: Tensor = moved) -> Tensor:
-                activation = activation.clone()
-                reader.write(activation, reader.read(activation) + moved)
-                return activation
-
-            with model.hooks(fwd_hooks=[(reader.hook, patch)]):
-                exact = last(pair.corrupted.logits(model)) - base
-            assert torch.allclose(found[writer, reader], exact, rtol=0.02, atol=1e-9), (str(writer), str(reader))
-    assert abs(found.top(1)[0][2]) == float(found.scores.nan_to_num().abs().max())
-    with pytest.raises(AnalysisError, match="There is no edge from"):
-        found[Node("encoder.blocks.1.hook_mlp_out"), Node("encoder.blocks.0.hook_mlp_in")]
-    with pytest.raises(AnalysisError, match="steps=0: expected at least 1"):
-        attribute_edges(model, pair, last, steps=0)
+def test_what_is_no_edge_is_refused() -> None:
+    model = small_model()
+    good = Edge(EMBED, Node("decoder.blocks.0.hook_mlp_in"))
+    for call, message in (
+        (lambda: check_edges(model, []), "No edges were given"),
+        (lambda: check_edges(model, [good, good]), "is given twice"),
+        (
+            lambda: check_edges(model, [Edge(MLP, good.reader)]),
+            "There is no edge encoder.1.mlp_out -> decoder.0.mlp_in",
+        ),
+        (lambda: check_edges(model, [Edge(MLP, Node("encoder.blocks.1.hook_mlp_in"))]), "the writer must come before"),
+        (lambda: check_edges(model, [Edge(Node("hook_mel"), good.reader)]), "mel writes no vector of its own"),
+        (
+            lambda: check_edges(model, [Edge(EMBED, Node("decoder.blocks.0.attn.hook_q", 1))]),
+            "does not read a residual",
+        ),
+        (lambda: edges(model, writers=[Node("decoder.blocks.9.hook_mlp_out")]), "writes no vector of its own"),
+        (lambda: edges(model, readers=[EMBED]), "does not read a residual stream by itself"),
+        (lambda: Edge.parse("decoder.1.mlp_out"), "is no edge: expected such as"),
+        (lambda: Edge.parse("a -> b -> c"), "is no edge: expected such as"),
+    ):
+        with pytest.raises(AnalysisError, match=message):
+            call()
+    model.add_sae(random_sae(hook="encoder.blocks.1.hook_resid_pre"))
+    with pytest.raises(AnalysisError, match="SAEs are attached at encoder.blocks.1.hook_resid_pre"):
+        check_edges(model, [good])

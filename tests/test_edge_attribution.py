@@ -1,0 +1,71 @@
+"""Edges: scores are those of exact path patching for small differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small import small_inputs, small_model
+from torch import Tensor
+
+from hooked_whisper import AnalysisError
+from hooked_whisper.analysis.contrast import Contrast, ModelInput
+from hooked_whisper.analysis.edge_attribution import attribute_edges
+from hooked_whisper.analysis.nodes import Node
+
+
+def last(logits: Tensor) -> Tensor:
+    return logits[:, -1, 3] - logits[:, -1, 7]
+
+
+def test_edges_are_what_patching_one_reader_does() -> None:
+    model = small_model()
+    mel, tokens = small_inputs(model.cfg, 1)
+    far, _ = small_inputs(model.cfg, 1, seed=2)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    pair = Contrast(ModelInput(mel, tokens), ModelInput(torch.lerp(mel, far, 1e-4), tokens), mask, (2,))
+    found = attribute_edges(model, pair, last)
+    assert torch.equal(attribute_edges(model, pair, last, steps=1).scores.isnan(), found.scores.isnan())
+    assert not model.cfg.use_split_qkv_input
+    model.set_use_split_qkv_input(True)
+    model.set_use_hook_mlp_in(True)
+    mlp = "encoder.blocks.0.hook_mlp_out"
+    with torch.no_grad():
+        kept: list[dict[str, Tensor]] = []
+        for side in (pair.clean, pair.corrupted):
+            values: dict[str, Tensor] = {}
+
+            def keep(activation: Tensor, hook: Any, values: dict[str, Tensor] = values) -> None:
+                values[hook.name] = activation.clone()
+
+            names = [mlp, "encoder.blocks.1.hook_resid_post", "decoder.blocks.0.cross_attn.hook_z"]
+            with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+                base = last(side.logits(model))
+            kept.append(values)
+        clean, corrupted = kept
+        delta = clean[mlp] - corrupted[mlp]
+        head = (clean[names[2]] - corrupted[names[2]])[:, :, 1] @ model.decoder.blocks[0].cross_attn.W_O[1]
+        final = corrupted[names[1]]
+        across = model.encoder.ln_post(final + delta) - model.encoder.ln_post(final)
+        for writer, reader, moved in (
+            (Node(mlp), Node("encoder.blocks.1.hook_v_input", 1), delta),
+            (Node(mlp), Node("encoder.blocks.1.hook_mlp_in"), delta),
+            (Node(mlp), Node("decoder.blocks.1.hook_cross_v_input", 2), across),
+            (Node(names[2], 1), Node("decoder.blocks.2.hook_q_input", 3), head),
+            (Node(names[2], 1), Node("decoder.blocks.2.hook_resid_post"), head),
+        ):
+
+            def patch(activation: Tensor, hook: Any, reader: Node = reader, moved: Tensor = moved) -> Tensor:
+                activation = activation.clone()
+                reader.write(activation, reader.read(activation) + moved)
+                return activation
+
+            with model.hooks(fwd_hooks=[(reader.hook, patch)]):
+                exact = last(pair.corrupted.logits(model)) - base
+            assert torch.allclose(found[writer, reader], exact, rtol=0.02, atol=1e-9), (str(writer), str(reader))
+    assert abs(found.top(1)[0][2]) == float(found.scores.nan_to_num().abs().max())
+    with pytest.raises(AnalysisError, match="There is no edge from"):
+        found[Node("encoder.blocks.1.hook_mlp_out"), Node("encoder.blocks.0.hook_mlp_in")]
+    with pytest.raises(AnalysisError, match="steps=0: expected at least 1"):
+        attribute_edges(model, pair, last, steps=0)
