@@ -4,7 +4,9 @@
     table.names[:3]                                        # ("phone=a", "phone=b", "phone=d")
     table.matrix[:, table.index("phone=p")]                # the frames of /p/
 
-A frame of 20 ms has the label of the interval that contains its centre, (frame + 0.5) / 50 s. Where a clip lacks a
+A frame of 20 ms has the label of the interval that contains its middle, (frame + 0.5) / 50 s, or another moment of it:
+`centre`. What Whisper's encoder hears in a frame is centred on the frame's start: frame n of its spectrogram is centred
+on n / 100 s, and its strided convolution takes 2 n for frame n. `centre=0` looks up labels there. Where a clip lacks a
 tier, its frames say nothing of that kind: `known` tells these from frames in a gap, which have no label but could have.
 """
 
@@ -151,6 +153,7 @@ def frame_labels(
     *,
     tiers: Collection[str] | None = None,
     frames_per_second: float = 50.0,
+    centre: float = 0.5,
 ) -> FrameLabels:
     """A table of labels whose rows are frames: those of a `FeatureCodes`, in its order.
 
@@ -161,9 +164,11 @@ def frame_labels(
         clips: ids of the clips, as the labels call them (`labels.for_clips(clips)` pairs them).
         tiers: which become labels; None takes all.
         frames_per_second: of the frames; Whisper's encoder has 50.
+        centre: the moment of a frame whose label it has, in frames from its start.
 
     Raises:
-        AnalysisError: rows that name no clip, negative frames, labels of none of the clips, tiers that are not there.
+        AnalysisError: rows that name no clip, negative frames, a centre that is not finite, labels of none of the
+            clips, tiers that are not there.
         MissingExtraError: scipy is not installed.
     """
     sparse = _import_sparse()
@@ -176,6 +181,8 @@ def frame_labels(
         raise AnalysisError(f"Frame {frame.min()}: frames count from 0 at their clip's start.")
     if not frames_per_second > 0:
         raise AnalysisError(f"frames_per_second={frames_per_second}: expected a rate above 0.")
+    if not np.isfinite(centre):
+        raise AnalysisError(f"centre={centre}: expected frames from a frame's start, such as 0 or 0.5.")
     if not any(one in labels.tiers for one in clips):
         raise AnalysisError(
             f"The labels are of none of the {len(clips)} clips: they name {next(iter(labels.tiers), None)!r}, clips "
@@ -197,7 +204,7 @@ def frame_labels(
         own = labels.tiers.get(name)
         if own is None or not len(rows):
             continue
-        centres = (frame[rows] + 0.5) / frames_per_second
+        centres = (frame[rows] + centre) / frames_per_second
         for place, tier in enumerate(shown):
             if tier not in own:
                 continue

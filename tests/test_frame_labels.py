@@ -33,6 +33,10 @@ def test_a_frame_has_the_label_at_its_centre() -> None:
     assert table.known_rows("phone").tolist() == [True, True, True, True, True, False, True]
     assert table.known_rows("word").tolist() == [True, True, False, True, True, False, False]
     assert table.counts.tolist() == [2, 2, 2] and len(table) == 7
+    # At 0, 0.02 and 0.04 s of a, where the encoder's frames are centred, all is p still; b's frame 2, at 0.04 s, is a.
+    early = frame_labels(LABELS, CLIP, FRAME, ["a", "b", "c"], centre=0.0)
+    assert early.column("phone=p").tolist() == [True, True, False, True, False, False, False]
+    assert early.column("phone=a").tolist() == [False, False, False, False, False, False, True]
     slow = frame_labels(LABELS, CLIP, FRAME, ["a", "b", "c"], frames_per_second=10)
     assert slow.column("phone=a").tolist() == [True] + [False] * 6
 
@@ -130,6 +134,7 @@ def test_parts_and_joins() -> None:
         ({"frame": np.array([0])}, r"clip is \(2,\) and frame \(1,\)"),
         ({"clips": ["a.wav", "b.wav"]}, "of none of the 2 clips: they name 'a', clips are 'a.wav'. Pair.*for_clips"),
         ({"frames_per_second": 0.0}, "frames_per_second=0.0: expected a rate above 0"),
+        ({"centre": np.inf}, "centre=inf: expected frames from a frame.s start"),
         ({"tiers": ["tone"]}, "no tier 'tone'"),
     ],
 )
