@@ -20,7 +20,7 @@ The words are in `designed_words`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 else:
     Half = str
 
+DESIGNS = ("lexical", "morphological", "semantic", "syntactic")
 _HALVES: tuple[Half, Half] = ("train", "test")
 
 # Words in quotation: any word fits, and the frame says nothing of it.
@@ -144,31 +145,38 @@ class DesignedCorpus:
         return found
 
 
-def designed_sentences(designs: Collection[str] = (), *, every: int = 1, seed: int = 0) -> tuple[DesignedSentence, ...]:
+def designed_sentences(
+    designs: Collection[str] = (), *, every: Mapping[str, int] | int = 1, seed: int = 0
+) -> tuple[DesignedSentence, ...]:
     """The sentences of some designs, in random order, so that what is alike does not lie together in a window.
+
+    A sentence has the same key, half and place in the order whatever else is taken.
 
     Args:
         designs: "lexical", "morphological", "semantic", "syntactic"; () takes all.
-        every: takes each so-manieth set, word or concept alone: a short run.
+        every: takes each so-manieth set of words, pair of words, concept or word alone; of all, or by design.
         seed: of the order, and of the halves of words.
 
     Raises:
         AnalysisError: an unknown design, or `every` below 1.
     """
-    makers: dict[str, Callable[[int, np.random.Generator], list[DesignedSentence]]] = {
-        "lexical": _lexical, "morphological": _morphological, "semantic": _semantic, "syntactic": _syntactic,
-    }  # fmt: skip
-    for name in designs:
-        if name not in makers:
-            raise AnalysisError(f"Unknown design {name!r}: expected {', '.join(makers)}.{did_you_mean(name, makers)}")
-    if every < 1:
+    steps = dict.fromkeys(DESIGNS, every) if isinstance(every, int) else {**dict.fromkeys(DESIGNS, 1), **every}
+    for name in (*designs, *steps):
+        if name not in DESIGNS:
+            raise AnalysisError(f"Unknown design {name!r}: expected {', '.join(DESIGNS)}.{did_you_mean(name, DESIGNS)}")
+    if min(steps.values()) < 1:
         raise AnalysisError(f"every={every}: expected 1 or more.")
-    found = []
-    for number, (name, maker) in enumerate(makers.items()):
-        if not designs or name in designs:
-            found += maker(every, np.random.default_rng([seed, number]))
-    order = np.random.default_rng(seed).permutation(len(found))
-    return tuple(replace(found[at], key=f"{found[at].design}-{place:05d}") for place, at in enumerate(order))
+    found: list[tuple[list[int], DesignedSentence]] = []
+    for number, maker in enumerate((_lexical, _morphological, _semantic, _syntactic)):
+        found += maker(np.random.default_rng([seed, number]))
+    order = np.random.default_rng(seed).permutation(len(found)).tolist()
+    kept = []
+    for place, (ranks, one) in enumerate(found[at] for at in order):
+        # a frame that has the word itself would say it twice
+        once = [plain_word(word) for word in one.text.split()].count(one.target) == 1
+        if once and one.design in (designs or DESIGNS) and any(rank % steps[one.design] == 0 for rank in ranks):
+            kept.append(replace(one, key=f"{one.design}-{place:05d}"))
+    return tuple(kept)
 
 
 def make_designed_corpus(
@@ -205,52 +213,55 @@ def _said(design: str, half: Half, language: str, word: str, form: str, stratum:
     ]
 
 
-def _lexical(every: int, generator: np.random.Generator) -> list[DesignedSentence]:
+def _lexical(generator: np.random.Generator) -> list[tuple[list[int], DesignedSentence]]:
     """Each form once, though several sets have it: the sets are put together in `lexical_sets`."""
-    forms = {
-        form: label
-        for label, sets in (("pseudoword", PSEUDOWORD_NEIGHBOURS), ("word", WORD_NEIGHBOURS))
-        for target in list(sets)[::every]
-        for form, label in [(target, label), *((neighbour, "neighbour") for neighbour in sets[target])]
-    }
-    forms |= dict.fromkeys(list(WORD_NEIGHBOURS)[::every], "word")
+    ranks: dict[str, list[int]] = {}
+    labels: dict[str, str] = {}
+    for label, sets in (("pseudoword", PSEUDOWORD_NEIGHBOURS), ("word", WORD_NEIGHBOURS)):
+        for rank, (target, near) in enumerate(sets.items()):
+            for form in (target, *near):
+                ranks.setdefault(form, []).append(rank)
+                labels.setdefault(form, "neighbour")
+            labels[target] = label
     return [
-        one for form, label in forms.items() for half in _HALVES
+        (ranks[form], one)
+        for form, label in labels.items()
+        for half in _HALVES
         for one in _said("lexical", half, "en", form, form, "en", label)
-    ]  # fmt: skip
+    ]
 
 
-def _morphological(every: int, generator: np.random.Generator) -> list[DesignedSentence]:
+def _morphological(generator: np.random.Generator) -> list[tuple[list[int], DesignedSentence]]:
     found = []
     for name, (language, contrast) in MORPHEMES.items():
         for stratum, sides in contrast.items():
             for label, words in zip((name, "stem"), sides, strict=True):
-                chosen = list(words)[: max(2, len(words) // every)]
-                order = generator.permutation(len(chosen)).tolist()
-                for place, at in enumerate(order):
-                    word, half = chosen[at], _HALVES[place % 2]
-                    found += _said("morphological", half, language, word, word, stratum, label, contrast=name)
+                for place, at in enumerate(generator.permutation(len(words)).tolist()):
+                    made = _said("morphological", _HALVES[place % 2], language, words[at], words[at], stratum, label,
+                                 contrast=name)  # fmt: skip
+                    found += [([place // 2], one) for one in made]
     return found
 
 
-def _semantic(every: int, generator: np.random.Generator) -> list[DesignedSentence]:
+def _semantic(generator: np.random.Generator) -> list[tuple[list[int], DesignedSentence]]:
     found = []
-    for category, words in CONCEPTS[::every]:
+    for rank, (category, words) in enumerate(CONCEPTS):
         for language, word in zip(CONCEPT_LANGUAGES, words, strict=True):
             for half in _HALVES:
                 # one frame is enough: what is permuted are the words
-                frames = _FRAMES[half][language][:1]
-                found += _said("semantic", half, language, word, word, language, category, concept=words[0],
-                               frames=frames)  # fmt: skip
+                made = _said("semantic", half, language, word, word, language, category, concept=words[0],
+                             frames=_FRAMES[half][language][:1])  # fmt: skip
+                found += [([rank], one) for one in made]
     return found
 
 
-def _syntactic(every: int, generator: np.random.Generator) -> list[DesignedSentence]:
+def _syntactic(generator: np.random.Generator) -> list[tuple[list[int], DesignedSentence]]:
     found = []
-    for place, at in enumerate(generator.permutation(len(NOUN_VERBS))[::every].tolist()):
+    for place, at in enumerate(generator.permutation(len(NOUN_VERBS)).tolist()):
         word, half = NOUN_VERBS[at], _HALVES[place % 2]
         for label, frames in (("noun", _NOUN_FRAMES), ("verb", _VERB_FRAMES)):
-            found += _said("syntactic", half, "en", word, f"{word} ({label})", word, label, frames=frames[half])
+            made = _said("syntactic", half, "en", word, f"{word} ({label})", word, label, frames=frames[half])
+            found += [([place // 2], one) for one in made]
     return found
 
 

@@ -140,7 +140,7 @@ def type_tests(
         positive: types with the label.
         stratum: types are compared, and labels permuted, within each.
         latents: which; None takes all.
-        covariates: of each type, taken out of the ranks linearly within strata.
+        covariates: of each type; what the ranks have of them linearly, within strata, is taken out.
         n_permutations: p is at least 1 / (n_permutations + 1).
 
     Raises:
@@ -152,7 +152,7 @@ def type_tests(
     auc = 0.5 + label @ ranks / pairs
     if covariates is not None:
         ranks, kept = _beside(ranks, label, stratum, covariates)
-        auc = 0.5 + (auc - 0.5) * kept
+        auc = np.clip(0.5 + (auc - 0.5) * kept, 0.0, 1.0)
     found = label @ ranks
     draws = permuted(positive, stratum, n_permutations, seed)
     above = np.zeros(len(tested))
@@ -196,7 +196,9 @@ def _beside(
     """Ranks with covariates taken out, and what a joint regression leaves of the effect of the label on them."""
     if len(covariates) != len(ranks):
         raise AnalysisError(f"{len(covariates)} rows of covariates for {len(ranks)} types: expected one for each.")
-    design = _within(covariates.astype(np.float64), stratum, ranked=True)
+    # values, not ranks: in pairs a rank says no more than which is larger, which a frame may fix
+    design = _within(covariates.astype(np.float64), stratum, ranked=False)
+    design /= np.maximum(design.std(0), 1e-12)
     own = _within(label[:, None], stratum, ranked=False)
     left = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
     own_left = own - design @ np.linalg.lstsq(design, own, rcond=None)[0]
