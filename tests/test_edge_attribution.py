@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
+from short_windows import short_windows
 from small import small_inputs, small_model
 from torch import Tensor
 
-from hooked_whisper import AnalysisError
+from hooked_whisper import AnalysisError, HookedWhisper
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.edge_attribution import attribute_edges
+from hooked_whisper.analysis.edge_patching import patch_edges
+from hooked_whisper.analysis.edges import edges
+from hooked_whisper.analysis.metrics import LogitDifference
 from hooked_whisper.analysis.nodes import Node
+from hooked_whisper.speech import clips
 
 
 def last(logits: Tensor) -> Tensor:
@@ -69,3 +76,21 @@ def test_edges_are_what_patching_one_reader_does() -> None:
         found[Node("encoder.blocks.1.hook_mlp_out"), Node("encoder.blocks.0.hook_mlp_in")]
     with pytest.raises(AnalysisError, match="steps=0: expected at least 1"):
         attribute_edges(model, pair, last, steps=0)
+
+
+@pytest.mark.slow
+def test_follows_exact_patching_on_real_speech(whisper_base: HookedWhisper) -> None:
+    """200 edges of two tasks are in benchmarks/attribution.py."""
+    model = short_windows(whisper_base, 3)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    clean, corrupted = (clips(language, "vm-sorry")[0].load()[: 3 * 16_000] for language in ("en", "fr"))
+    pair = Contrast.of(model, clean=clean, corrupted=corrupted, text=[tokenizer.sot])
+    english, french = (tokenizer.prompt(code, "transcribe", False)[1] for code in ("en", "fr"))
+    metric = LogitDifference((english,), (french,), 0)
+    every = edges(model)
+    assert len(every) == 18_049
+    sampled = random.Random(1).sample(every, 40)
+    exact = patch_edges(model, pair, sampled, metric, progress=False).change[:, 0]
+    found = attribute_edges(model, pair, metric).of(sampled)[:, 0]
+    assert float(spearmanr(found, exact)[0]) > 0.7
