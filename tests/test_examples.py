@@ -11,6 +11,7 @@ import pytest
 SHORT = {
     "word_timing_heads.py": ["--window", "4"],
     "language_decision.py": ["--pairs", "1", "--steps", "1", "--gates", "2", "--random", "1"],
+    "hallucination.py": ["--each", "2", "--speech", "1", "--heads", "3"],
     "phones.py": [
         "--work",
         "phones",
