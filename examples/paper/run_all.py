@@ -1,0 +1,71 @@
+"""The paper's claims from nothing to one report: every study here, one after the other, each cached in its folder.
+
+python examples/paper/run_all.py --work paper                    # the full studies: a day of two cores
+python examples/paper/run_all.py --work paper --short            # a few words and sentences of each: half an hour
+python examples/paper/run_all.py --work paper --list             # what would be run
+
+A step that has a report is not run again; one that was killed goes on where it was. `paper/report.md` has the reports
+of all steps, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LANGUAGES = ["en", "es", "fr", "it"]
+# step -> options of the full study and of the short one, beside --work; "{prompts}" is the folder of the prompts
+STEPS: dict[str, tuple[list[str], list[str]]] = {
+    "phones": (
+        ["--prompts", "{prompts}", "--sentences", "40", "--languages", *LANGUAGES],
+        ["--sentences", "4", "--languages", "en", "es", "--voices", "2", "--min-rows", "4"],
+    ),
+    "classes": ([], ["--designs", "lexical", "--every", "lexical=12", "--voices", "1", "1"]),
+    "steering": (
+        ["--prompts", "{prompts}", "--sentences", "40", "--clips", "20", "--swaps", "p:k", "m:n", "f:s", "t:k"],
+        ["--languages", "en", "it"],
+    ),
+}
+
+
+def commands(work: Path, short: bool) -> dict[str, list[str]]:
+    """The command of each step, in order."""
+    prompts = work / "prompts"
+    found = {} if short else {"prompts": [sys.executable, "-m", "hooked_whisper.cli", "prompts", str(prompts)]}
+    for name, options in STEPS.items():
+        own = [part.format(prompts=prompts) for part in options[int(short)]]
+        found[name] = [sys.executable, str(HERE / f"{name}.py"), "--work", str(work / name), *own]
+    return found
+
+
+def is_done(name: str, work: Path) -> bool:
+    """Whether a step has left what it makes."""
+    return (work / "prompts" / "manifest.jsonl" if name == "prompts" else work / name / "report.md").is_file()
+
+
+def main() -> None:
+    """Runs what has no report yet, and puts the reports together."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument("--short", action="store_true", help="a little of each, which shows no more than that it runs")
+    parser.add_argument("--list", action="store_true", help="say what would be run")
+    options = parser.parse_args()
+    for name, command in commands(options.work, options.short).items():
+        done = is_done(name, options.work)
+        print(f"{name}: {'done' if done else shlex.join(command)}", flush=True)
+        if not (options.list or done):
+            options.work.mkdir(parents=True, exist_ok=True)
+            subprocess.run(command, check=True)
+    reports = [options.work / name / "report.md" for name in STEPS]
+    there = [path.read_text(encoding="utf-8") for path in reports if path.is_file()]
+    if there:
+        (options.work / "report.md").write_text("\n".join(there), encoding="utf-8")
+        print(f"Written: {options.work / 'report.md'}, of {len(there)} of {len(reports)} studies")
+
+
+if __name__ == "__main__":
+    main()
