@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import runpy
 from pathlib import Path
 
@@ -11,6 +12,24 @@ import pytest
 SHORT = {
     "word_timing_heads.py": ["--window", "4"],
     "language_decision.py": ["--pairs", "1", "--steps", "1", "--gates", "2", "--random", "1"],
+    "classes.py": [
+        "--work",
+        "w",
+        "--designs",
+        "lexical",
+        "--every",
+        "lexical=12",
+        "--voices",
+        "1",
+        "1",
+        "--coders",
+        "SAE",
+    ],
+    "run_all.py": ["--work", "w", "--list"],
+    "phone_layers.py": [
+        *("--work", "layers", "--languages", "en", "es", "--sentences", "4"),
+        *("--configs", "2/64/4/10", "--batch", "64", "--min-rows", "2"),
+    ],
     "hallucination.py": ["--each", "2", "--speech", "1", "--heads", "3"],
     "phones.py": [
         "--work",
@@ -26,7 +45,8 @@ SHORT = {
         "4",
     ],
 }
-EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").rglob("*.py"))
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = sorted(FOLDER.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -37,6 +57,15 @@ def test_example_runs(
     monkeypatch.setattr("sys.argv", [str(path), *SHORT.get(path.name, [])])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def test_the_full_size_run_is_made_of_options_that_exist() -> None:
+    from hooked_whisper.saes import train_sae
+    from hooked_whisper.saes.train_command import read_config
+
+    asked = read_config(FOLDER / "paper" / "full_size.yaml")
+    known = inspect.signature(train_sae).parameters
+    assert asked["d_sae"] == 16_000 and asked["k"] == 45 and asked.keys() <= known.keys()
 
 
 def test_there_are_examples() -> None:
