@@ -28,7 +28,7 @@ from hooked_whisper.analysis.designed_tests import (
 )
 from hooked_whisper.errors import AnalysisError
 
-VOICES = {"train": ("m1-45-160",), "test": ("m3-40-170", "f2-55-165")}
+VOICES = {"train": ("m1-45-160",), "test": ("m3-40-170", "f2-55-165", "m2-50-175")}
 N_NOISE = 40
 
 

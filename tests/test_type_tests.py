@@ -70,7 +70,7 @@ def test_covariates_take_out_what_they_explain() -> None:
     assert plain.passes.all()
     beside = type_tests(scores, positive, stratum, covariates=loudness[:, None])
     left = (beside.auc - 0.5) / (plain.auc - 0.5)
-    assert (left[:4] < 0.1).all() and (left[4:] > 0.6).all() and beside.passes[4:].all()
+    assert (left[:4] < 0.2).all() and (left[4:] > 0.6).all() and beside.passes[4:].all()
     # what has nothing to do with them is as it was
     other = type_tests(scores, positive, stratum, covariates=generator.normal(0, 1, (80, 2)))
     np.testing.assert_allclose(other.auc, plain.auc, atol=0.05)
