@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hooked_whisper.analysis.circuits import CircuitTask
+from hooked_whisper.analysis.edges import Edge
 from hooked_whisper.analysis.nodes import by_hook
 from hooked_whisper.errors import AnalysisError
 
@@ -112,6 +113,8 @@ def _check_alike(tasks: Sequence[CircuitTask]) -> CircuitTask:
     if not tasks:
         raise AnalysisError("No task was given: expected at least one.")
     first = tasks[0]
+    if any(isinstance(part, Edge) for part in first.universe):
+        raise AnalysisError("Gates are learnt on nodes: rank edges by attribute_edges(...).of(universe) instead.")
     for task in tasks[1:]:
         if task.universe != first.universe or task.model is not first.model:
             raise AnalysisError("The tasks differ in universe or model: build all of them with the same ones.")

@@ -17,6 +17,7 @@ from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.edge_attribution import attribute_edges
 from hooked_whisper.analysis.edge_patching import patch_edges
 from hooked_whisper.analysis.edges import edges
+from hooked_whisper.analysis.learned_circuits import learned_scores
 from hooked_whisper.analysis.nodes import Node, by_hook, nodes
 from hooked_whisper.analysis.patching import patch
 
@@ -246,6 +247,8 @@ def test_circuits_of_edges(tmp_path: Path) -> None:
     assert len(circuit.compare_with_random(task, n=2).random) == 2
     assert Circuit.load(circuit.save(tmp_path / "edges.json")) == circuit
     assert Circuit.greedy(task, scores, faithfulness=9e9, n=2, width=1).nodes == Circuit.top(universe, scores, 2).nodes
+    with pytest.raises(AnalysisError, match="Gates are learnt on nodes"):
+        learned_scores(task, 3, progress=False)
     with pytest.raises(AnalysisError, match="1 of 2 parts of the universe are edges"):
         CircuitTask(model, pair, [one, Node("encoder.blocks.0.hook_mlp_out")], metric)
 
