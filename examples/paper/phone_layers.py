@@ -1,0 +1,355 @@
+"""Where in the encoder a single latent says which phone it is: layers, dictionaries and codes against each other.
+
+python examples/paper/phone_layers.py --work layers                                   # six sentences: a minute
+python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
+  --languages en es fr it ru --voices 12 --configs 3/512/16/600 4/512/16/600          # an hour of one core
+
+A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened: an SAE (TopK) that is trained, without labels, on the
+training voices' sentences in all languages. Three things are kept apart, voices and sentences alike: what SAEs learn
+from and latents, thresholds and names are chosen on; what configurations are compared on (validation); and what the
+winners are tested on, once. A phone's frames are looked up where the encoder's frames are centred (see `frame_labels`).
+Every step keeps what it made in the folder --work: called again with more configurations, it goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hooked_whisper import HookedWhisper
+from hooked_whisper.analysis.codes import FeatureCodes, encode_store
+from hooked_whisper.analysis.derived_labels import articulatory_labels
+from hooked_whisper.analysis.feature_scores import frame_accuracy, phone_scores, score_features
+from hooked_whisper.analysis.frame_labels import FrameLabels, frame_labels
+from hooked_whisper.analysis.labels import Labels
+from hooked_whisper.analysis.phone_speech import PhoneVoice, make_phone_corpus, parallel_texts
+from hooked_whisper.errors import AnalysisError
+from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae, train_sae
+from hooked_whisper.saes.baselines import Moments, fit_baseline
+
+SHIPPED = "whisper-base/encoder.hook_out"
+CLASSES = ("voicing", "manner", "place", "height", "backness")
+HOOKS = {**{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)}, "out": "encoder.hook_out"}
+CENTRE = 0.0  # of a frame's sound, in frames from its start
+CENTRES = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
+KEEPS = 0.6  # the F1 that a latent has in three languages
+TRAIN = (
+    PhoneVoice("m1", 45, 160), PhoneVoice("m7", 55, 190), PhoneVoice("f1", 50, 150), PhoneVoice("f4", 60, 180),
+    PhoneVoice("m2", 50, 175), PhoneVoice("m4", 40, 165), PhoneVoice("m6", 55, 185), PhoneVoice("m8", 50, 170),
+    PhoneVoice("Annie", 50, 160), PhoneVoice("belinda", 45, 175), PhoneVoice("steph", 50, 190),
+    PhoneVoice("max", 55, 155),
+)  # fmt: skip
+VALIDATION = (PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160))
+TEST = tuple(
+    PhoneVoice(*voice, split="test")
+    for voice in (("m3", 40, 170), ("f2", 55, 165), ("Alicia", 50, 175), ("Gene", 50, 170))
+)
+QUARTERS = 4  # training voices share the sentences out, each saying a quarter of them
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one coder's latents, chosen in the first language, do on other voices and sentences.
+
+    Attributes:
+        active: latents that are active in a frame.
+        languages: figures of each language.
+        f1: label -> language -> F1 of the latent chosen for it.
+        latent: label -> that latent.
+    """
+
+    active: float
+    languages: dict[str, dict[str, float]] = field(default_factory=dict)
+    f1: dict[str, dict[str, float]] = field(default_factory=dict)
+    latent: dict[str, int] = field(default_factory=dict)
+
+    def kept(self, languages: int = 3) -> dict[int, list[str]]:
+        """Latents with an F1 of at least KEEPS for one of their labels in so many languages, and these labels."""
+        found: dict[int, list[str]] = {}
+        for label, of in self.f1.items():
+            if sum(f1 >= KEEPS for f1 in of.values()) >= languages:
+                found.setdefault(self.latent[label], []).append(label)
+        return found
+
+
+class Bench:
+    """Rows to choose on, of one language, and rows of other voices and sentences, in all languages, to look at."""
+
+    def __init__(self, study: Study, part: str) -> None:
+        self.languages, self.part = study.languages, part
+        choose = study.store("train").where(language=self.languages[0])
+        self.store, self.n_choose = ActivationStore.join([choose, study.store(part)]), choose.n_rows
+        self.labels = study.labels
+        self.table: FrameLabels | None = None
+
+    def measure(self, coder: Any, hook: str, min_rows: int) -> Found:
+        """Scores of the latents of an SAE or a basis."""
+        codes = encode_store(coder, self.store, hook, progress=False)
+        if self.table is None:  # the same rows for every coder
+            self.table = frame_labels(self.labels, codes.clip, codes.frame, codes.clips, centre=CENTRE)
+        return _found(codes, self.table, self.languages, self.n_choose, min_rows, self.part == "test")
+
+    def moments(self, hook: str) -> Moments:
+        """Of the rows to choose on."""
+        sums = Moments.none(self.store.width(hook))
+        sums.add(self.store.rows(hook, 0, self.n_choose))
+        return sums
+
+
+def _found(
+    codes: FeatureCodes, table: FrameLabels, languages: Sequence[str], n_choose: int, min_rows: int, everywhere: bool
+) -> Found:
+    # The first language's latents and thresholds, tested in each; frames of all languages only where `everywhere`.
+    choose, language = np.arange(codes.n_rows) < n_choose, codes.column("language")
+    found = Found(codes.acts.nnz / codes.n_rows)
+    rows = choose | (language == languages[0])
+    some, known, train = codes.select(rows), table.select(rows=rows), choose[rows]
+    scores = score_features(some, known, train=train, progress=False)
+    matches = []
+    for kind in ("phone", *CLASSES):
+        with contextlib.suppress(AnalysisError):  # none of its labels has rows enough
+            matches += phone_scores(scores, kind, min_rows=min_rows).strict
+    for match in matches:
+        found.latent[match.label] = match.latent
+        found.f1[match.label] = {languages[0]: match.f1}
+        active, values = codes.latent(match.latent)
+        active = active[values >= match.threshold]  # chosen in the first language alone
+        labelled = table.column(match.label)
+        for target in languages[1:]:
+            there = ~choose & (language == target)
+            n, hits = int((labelled & there).sum()), int((labelled & there)[active].sum())
+            if n >= min_rows:
+                found.f1[match.label][target] = 2 * hits / (n + int(there[active].sum()))
+    for target in languages:
+        f1 = [own[target] for label, own in found.f1.items() if label.startswith("phone=") and target in own]
+        found.languages[target] = {
+            "phones": len(f1),
+            "mean": float(np.mean(f1)) if f1 else 0.0,
+            **{f"at {least}": sum(own >= least for own in f1) for least in (0.7, 0.6, 0.5)},
+        }
+        if everywhere or target == languages[0]:
+            rows = choose | (language == target)
+            of = frame_accuracy(codes.select(rows), table.select(rows=rows), "phone", train=choose[rows])
+            found.languages[target] |= {"lenient": of.lenient, "chance": of.lenient_by_chance, "strict": of.strict}
+    return found
+
+
+class Study:
+    """Speech, activations and SAEs of a folder, made where they are not there yet."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.work: Path = options.work
+        self.languages: list[str] = options.languages
+        self.batch: int = options.batch
+        prompts = options.prompts
+        corpus = Corpus.from_clips() if prompts is None else Corpus.from_manifest(prompts / "manifest.jsonl")
+        self.parts = _parts(parallel_texts(corpus, options.languages, options.sentences))
+        voices = {"valid": VALIDATION[: options.voices], "test": TEST[: options.voices]}
+        self.acts: dict[str, ActivationStore] = {}
+        self.labels = Labels({})
+        model = HookedWhisper.from_pretrained("openai/whisper-base", device="cpu")
+        for name, texts in self.parts.items():
+            said_by = voices.get(name) or TRAIN[: options.voices][int(name.removeprefix("train")) :: QUARTERS]
+            if not said_by or not all(texts.values()):
+                continue
+            made = make_phone_corpus(texts, self.work / "speech" / name, voices=said_by)
+            self.acts[name] = harvest(
+                model, made.corpus, hooks=list(HOOKS.values()), out=self.work / "acts" / name, packing="windows",
+                batch_size=2,
+            )  # fmt: skip
+            self.labels = self.labels.merge(made.labels.where(tiers=["phone"]))
+        self.labels = self.labels.merge(articulatory_labels(self.labels))
+
+    def store(self, part: str) -> ActivationStore:
+        """All activations whose group's name begins so."""
+        return ActivationStore.join([store for name, store in self.acts.items() if name.startswith(part)])
+
+    def sae(self, config: str) -> tuple[Any, str]:
+        """The SAE of a configuration, and its hook."""
+        if config == SHIPPED:
+            return load_sae(SHIPPED), HOOKS["out"]
+        layer, latents, k, steps, *whitened = config.split("/")
+        sae = train_sae(
+            self.store("train"),
+            hook=HOOKS[layer],
+            d_sae=int(latents),
+            k=float(k),
+            out=self.work / "saes" / config.replace("/", "-"),
+            total_training_samples=int(steps) * self.batch,
+            train_batch_size_samples=self.batch,
+            lr=1e-3,
+            normalize_activations="covariance_whitening" if whitened else "expected_average_only_in",
+            dead_feature_window=150,
+            held_out=0.02,
+            evaluate_every=0,
+            checkpoint_every=0,
+            evaluation_rows=4096,
+            log="nothing",
+        )
+        return sae, HOOKS[layer]
+
+
+def _parts(texts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, str]]]:
+    """Sentences to train on, in quarters, to compare on, and to test on; no text is in two of them."""
+    keys = sorted(next(iter(texts.values())))
+    random.Random(0).shuffle(keys)
+    n_test, n_valid = max(1, min(50, len(keys) // 4)), max(1, min(40, len(keys) // 4))
+    test, valid, train = keys[:n_test], keys[n_test : n_test + n_valid], keys[n_test + n_valid :]
+    said = {language: {own[key].lower() for key in test + valid} for language, own in texts.items()}
+    train = [key for key in train if not any(own[key].lower() in said[language] for language, own in texts.items())]
+    chosen = {"valid": valid, **{f"train{part}": train[part::QUARTERS] for part in range(QUARTERS)}, "test": test}
+    return {part: {language: {key: own[key] for key in some} for language, own in texts.items()}
+            for part, some in chosen.items()}  # fmt: skip
+
+
+def judged(study: Study, bench: Bench, configs: Sequence[str], file: Path, min_rows: int) -> dict[str, Found]:
+    """What each configuration does on a bench; kept in a file, so that nothing is looked at twice."""
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for config in configs:
+        if config not in kept:
+            basis, _, rest = config.partition(" at ")
+            if rest:
+                layer, k = rest.split("/")
+                coder, hook = fit_baseline(basis, bench.moments(HOOKS[layer]), k=int(k)), HOOKS[layer]
+            else:
+                coder, hook = study.sae(config)
+            kept[config] = asdict(bench.measure(coder, hook, min_rows))
+            print(f"{config}: {kept[config]['languages']}", flush=True)
+            file.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {config: Found(**kept[config]) for config in kept}
+
+
+def rivals(config: str) -> list[str]:
+    """Neurons and components where this SAE reads, with as many coefficients a frame."""
+    layer, _, k = ("out", "", "45") if config == SHIPPED else config.split("/")[:3]
+    return [f"{basis} at {layer}/{k}" for basis in ("neurons", "pca")]
+
+
+def winners(found: Mapping[str, Found], source: str) -> dict[str, str]:
+    """What is tested: the best on validation by each of three figures."""
+    own = {config: one for config, one in found.items() if "/" in config and " at " not in config and config != SHIPPED}
+    return {
+        "a latent for a phone": max(own, key=lambda config: own[config].languages[source]["mean"]),
+        "frames": max(own, key=lambda config: own[config].languages[source]["lenient"]),
+        "languages": max(own, key=lambda config: (len(own[config].kept()), own[config].languages[source]["mean"])),
+    }
+
+
+def probed(study: Study) -> list[str]:
+    """A linear probe of each hook, learnt on the first training voices and tested in validation, by `centre`.
+
+    What a single latent cannot do better than; it also says where in a frame its label is to be looked up.
+    """
+    learn, look = (study.acts[name].where(language=study.languages[0]) for name in ("train0", "valid"))
+    lines = [f"| hook | {' | '.join(f'{centre:g}' for centre in CENTRES)} |", "|---" * (1 + len(CENTRES)) + "|"]
+    both = ActivationStore.join([learn, look])
+    clips, counts = both.clips["clip"].to_pylist(), both.clips["n_rows"].to_numpy()
+    clip, frame = np.repeat(np.arange(len(clips)), counts), both.frames["frame"].to_numpy()
+    tables = [frame_labels(study.labels, clip, frame, clips, tiers=["phone"], centre=centre) for centre in CENTRES]
+    for hook in HOOKS.values():
+        rows = both.rows(hook, 0, both.n_rows).float().numpy()
+        rows = (rows - rows[: learn.n_rows].mean(0)) / (rows[: learn.n_rows].std(0) + 1e-6)
+        rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], 1)
+        train, test = rows[: learn.n_rows], rows[learn.n_rows :]
+        gram = train.T @ train + 100 * np.eye(train.shape[1], dtype=np.float32)
+        right = []
+        for table in tables:
+            labels = table.matrix.toarray().astype(np.float32)
+            weights = np.linalg.solve(gram, train.T @ labels[: learn.n_rows])
+            true = labels[learn.n_rows :]
+            spoken = true.sum(1) == 1
+            right.append(((test @ weights).argmax(1) == true.argmax(1))[spoken].mean())
+        lines.append(f"| {hook} | {' | '.join(f'{one:.3f}' for one in right)} |")
+    return lines
+
+
+HEAD = [
+    "| features | active | phones | mean F1 | 0.7 | 0.6 | 0.5 | frames, lenient (chance) | strict | keep |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+]
+
+
+def row(name: str, found: Found, source: str) -> str:
+    """A row of the tables."""
+    of = found.languages[source]
+    counts = " | ".join(f"{of[f'at {f1}']:.0f}" for f1 in (0.7, 0.6, 0.5))
+    return (
+        f"| {name} | {found.active:.1f} | {of['phones']:.0f} | {of['mean']:.3f} | {counts} | {of['lenient']:.2f} "
+        f"({of['chance']:.2f}) | {of['strict']:.2f} | {len(found.kept())} |"
+    )
+
+
+def report(study: Study, valid: Mapping[str, Found], test: Mapping[str, Found], chosen: Mapping[str, str]) -> str:
+    """All configurations on validation, the winners on the test, and what the winners hold."""
+    source, *others = study.languages
+    lines = ["# Phones by layer", "",
+             ", ".join(f"{name} {len(acts.clips)} clips, {acts.n_rows / 3000:.0f} minutes"
+                       for name, acts in study.acts.items()) + ".", "",
+             f"Latents that keep have F1 ≥ {KEEPS} for a phone or class in at least three of "
+             f"{', '.join(study.languages)}, chosen in {source}, threshold and all. Figures are of {source}.", "",
+             "## All configurations, on validation", "", *HEAD,
+             *(row(name, found, source) for name, found in valid.items()), "",
+             "## On the test", "", *HEAD, *(row(name, found, source) for name, found in test.items()), "",
+             *(f"Best on validation for {what}: {config}." for what, config in chosen.items()), ""]  # fmt: skip
+    for config in dict.fromkeys(chosen.values()):
+        found = test[config]
+        names = [label for label in found.f1 if source in found.f1[label]]
+        columns = ["label", "latent", *study.languages]
+        lines += [f"## {config}, on the test", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for label in sorted(names, key=lambda label: -found.f1[label][source]):
+            f1 = [f"{found.f1[label][of]:.2f}" if of in found.f1[label] else "" for of in study.languages]
+            lines.append(f"| {label} | {found.latent[label]} | {' | '.join(f1)} |")
+        kept = "; ".join(f"{latent} ({', '.join(own)})" for latent, own in found.kept().items()) or "none"
+        lines += ["", f"Latents that keep: {kept}.", ""]
+        lines += ["| language | phones | 0.7 | 0.6 | frames, lenient (chance) | strict |", "|---" * 6 + "|"]
+        for of in (source, *others):
+            own = found.languages[of]
+            lines.append(
+                f"| {of} | {own['phones']:.0f} | {own['at 0.7']:.0f} | {own['at 0.6']:.0f} | {own['lenient']:.2f} "
+                f"({own['chance']:.2f}) | {own['strict']:.2f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Makes the speech, trains, compares, tests the winners, writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument("--prompts", type=Path, help="folder that `hooked-whisper prompts` made; else shipped texts")
+    parser.add_argument("--sentences", type=int, default=6, help="in each language, for all three parts together")
+    parser.add_argument("--languages", nargs="+", default=["en", "es", "it"], help="the first one chooses")
+    parser.add_argument("--voices", type=int, default=4, help="training voices; at most 2 compare, at most 4 test")
+    parser.add_argument("--configs", nargs="+", default=["3/256/8/20"], help="LAYER/LATENTS/K/STEPS[/whitened]")
+    parser.add_argument(
+        "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"
+    )
+    parser.add_argument("--batch", type=int, default=1024, help="rows of a step")
+    parser.add_argument("--min-rows", type=int, default=20, help="frames that a phone has at least on both sides")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    study = Study(options)
+    if options.probe:
+        print("\n".join(probed(study)))
+        return
+    looked_at = options.work / "validation.json"
+    compared = judged(study, Bench(study, "valid"), [SHIPPED, *options.configs], looked_at, options.min_rows)
+    chosen = winners(compared, study.languages[0])
+    finals = list(dict.fromkeys([SHIPPED, *chosen.values()]))
+    finals += [rival for config in finals for rival in rivals(config)]
+    tested = judged(study, Bench(study, "test"), finals, options.work / "test.json", options.min_rows)
+    text = report(study, compared, {config: tested[config] for config in finals}, chosen)
+    (options.work / "report.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
