@@ -8,6 +8,7 @@ nothing is shared, and Gradio's analytics are off. What the page shows is worked
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,12 +63,11 @@ def import_gradio() -> Any:
     """
     os.environ.update(_OFF)  # before it is imported
     try:
-        import gradio
+        return importlib.import_module("gradio")
     except ImportError as error:
         raise MissingExtraError(
             "The explorer needs gradio, which cannot be imported: pip install 'hooked-whisper[explorer]'."
         ) from error
-    return gradio
 
 
 def serve(page: Any, *, port: int, browser: bool = False, block: bool = True) -> Any:

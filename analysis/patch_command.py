@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 SILENCE, NOISE = "silence", "noise"
 LOG_PROBABILITY, LOGIT_DIFFERENCE, KL, LANGUAGE = "log-probability", "logit-difference", "kl", "language"
 METRICS = (LOG_PROBABILITY, LOGIT_DIFFERENCE, KL, LANGUAGE)
-_FORMATS = dict.fromkeys(("metric", "change", "estimated", "patched"), "+.4f") | dict.fromkeys(
-    ("normalised", "share"), "+.1%"
-)
+_FORMATS: dict[str, str] = {
+    "metric": "+.4f", "change": "+.4f", "estimated": "+.4f", "patched": "+.4f", "normalised": "+.1%", "share": "+.1%",
+}  # fmt: skip
 
 Clean = Annotated[str, typer.Argument(help="An audio file of at most 30 s.")]
 Corrupted = Annotated[

@@ -79,7 +79,7 @@ def test_pictures(heard: Heard) -> None:
     top, bottom = figure.axes
     assert [label.get_text() for label in bottom.get_yticklabels()] == [str(latent) for latent in latents]
     shown = bottom.images[0].get_array()
-    assert shown.shape == (3, 154) and np.allclose(shown.max(1), 1)
+    assert shown is not None and shown.shape == (3, 154) and np.allclose(shown.max(1), 1)
     assert np.allclose(shown[0], heard.activation(latents[0]) / heard.activation(latents[0]).max())
     assert [line.get_xdata()[0] for line in top.lines] == [0.2, 0.6] and top.images
     for wrong in ([], list(range(13))):

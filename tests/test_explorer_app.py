@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import subprocess
 import sys
@@ -72,14 +71,7 @@ def test_steering_shows_all_controls(heard: Heard) -> None:
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    ordinary = builtins.__import__
-
-    def without(name: str, *rest: Any, **named: Any) -> Any:
-        if name == "gradio":
-            raise ImportError(name)
-        return ordinary(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "gradio", None)  # importing it fails then
     with pytest.raises(MissingExtraError, match=r"pip install 'hooked-whisper\[explorer\]'"):
         CliRunner().invoke(cli.app, ["explore"], catch_exceptions=False)
 
