@@ -25,6 +25,7 @@ SHORT = {
         "--coders",
         "SAE",
     ],
+    "steering.py": ["--work", "w", "--languages", "en", "--clips", "1", "--doses", "4", "--random", "1"],
     "run_all.py": ["--work", "w", "--list"],
     "phone_layers.py": [
         *("--work", "layers", "--languages", "en", "es", "--sentences", "4"),
