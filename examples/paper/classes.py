@@ -184,7 +184,7 @@ def main() -> None:
         "| design | features | contrasts | with one that holds | latents | AUC | F1 |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     found: dict[str, dict[str, list[Finding]]] = {}
-    said = None
+    said, kept = None, None
     for name in options.coders:
         coder = sae if name == "SAE" else fit_baseline(name, moments, k=int(sae.cfg.k), device="cpu")
         codes = codes_of(options.work / f"codes-{name}.npz", coder, store)
@@ -197,7 +197,7 @@ def main() -> None:
             lines.append(f"| {design} | {name} | {' | '.join(counted(findings))} |")
     assert said is not None
     lines += ["", *details(said, found[options.coders[0]])]
-    if "SAE" in found:
+    if kept is not None:
         classes = places(kept, spoken, options.rows)
         lines += ["## Places, and what is no language", "", classes.to_markdown(), ""]
         for group in ("positional", "language", "non-linguistic"):

@@ -218,7 +218,8 @@ def judged(study: Study, bench: Bench, configs: Sequence[str], file: Path, min_r
             basis, _, rest = config.partition(" at ")
             if rest:
                 layer, k = rest.split("/")
-                coder, hook = fit_baseline(basis, bench.moments(HOOKS[layer]), k=int(k)), HOOKS[layer]
+                kind = "pca" if basis == "pca" else "neurons"
+                coder, hook = fit_baseline(kind, bench.moments(HOOKS[layer]), k=int(k)), HOOKS[layer]
             else:
                 coder, hook = study.sae(config)
             kept[config] = asdict(bench.measure(coder, hook, min_rows))
