@@ -230,6 +230,7 @@ def publish_sae(
     repo_id: str,
     *,
     hook: str | None = None,
+    dashboard: str | os.PathLike[str] | None = None,
     licence: str | None = None,
     private: bool = False,
     revision: str | None = None,
@@ -249,6 +250,8 @@ def publish_sae(
         source: a run's folder, a folder that SAELens saved, or an SAE.
         repo_id: hub repository, "user/name"; made where it is missing.
         hook: which SAE of a folder of several, as in `load_sae`.
+        dashboard: folder of the SAE's dashboard (`hooked_whisper.analysis.dashboard`), which goes along; None takes
+            the run's folder "dashboard", if there is one.
         licence: of the SAE, as SPDX or the hub writes it, such as "cc-by-sa-4.0".
         private: whether a repository that is made now is private.
         revision: a branch; made where it is missing.
@@ -274,6 +277,10 @@ def publish_sae(
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)
         config, sae_id, extras = _stage(source, hook, staging, licence, metadata or {})
+        own = _run(source, hook) / DASHBOARD if isinstance(source, str | os.PathLike) else None
+        pages = own if dashboard is None else Path(dashboard)
+        if pages is not None and (dashboard is not None or pages.is_dir()):
+            extras += _stage_dashboard(pages, sae_id, staging / sae_id / DASHBOARD)
         message = commit_message or f"SAE for {config['metadata']['model_name']}, {sae_id}"
         upload = Upload(repo_id, private, revision, create_pr, token, message, attempts)
         others = set() if dry_run else _folders(files_there(upload)) - {sae_id}
@@ -306,7 +313,7 @@ def _stage(
         if not given.exists():
             raise PublishError(f"There is no folder {given}: expected a run, or a folder that SAELens saved.")
         origin = _in_folder(given, hook)
-        run = origin.parent if origin.name == "sae" and origin != given else origin
+        run = _run(given, hook)
     else:
         run, origin = None, raw
         _save(source, raw)
@@ -327,12 +334,34 @@ def _stage(
         if run is not None and (run / name).exists():
             shutil.copyfile(run / name, target / name)
             extras.append(name)
-    if run is not None and (run / DASHBOARD).is_dir():
-        shutil.copytree(run / DASHBOARD, target / DASHBOARD)
-        pages = sorted(path.relative_to(target).as_posix() for path in (target / DASHBOARD).glob("*.html"))
-        extras += pages[:1] or [DASHBOARD]
     shutil.rmtree(raw, ignore_errors=True)
     return config, sae_id, extras
+
+
+def _run(source: str | os.PathLike[str], hook: str | None) -> Path:
+    """The folder of a run, or the SAE's own where it is not in a run."""
+    given = Path(source)
+    origin = _in_folder(given, hook)
+    return origin.parent if origin.name == "sae" and origin != given else origin
+
+
+def _stage_dashboard(pages: Path, sae_id: str, target: Path) -> list[str]:
+    """Copies a dashboard; returns what the card names of it.
+
+    Raises:
+        PublishError: no index there, or a dashboard that is unfinished or of another hook.
+    """
+    if not any(pages.glob("*.html")):
+        raise PublishError(
+            f"{pages} holds no dashboard: expected a folder with index.html, as make_dashboard writes it."
+        )
+    about = _json(pages / "dashboard.json") if (pages / "dashboard.json").exists() else {}
+    if about.get("complete", True) is not True:
+        raise PublishError(f"The dashboard in {pages} is unfinished: make it again.")
+    if about.get("hook", sae_id) != sae_id:
+        raise PublishError(f"The dashboard in {pages} is of {about['hook']!r}, and the SAE of {sae_id!r}.")
+    shutil.copytree(pages, target)
+    return [f"{DASHBOARD}/{min(path.name for path in pages.glob('*.html'))}"]
 
 
 def _save(sae: Any, folder: Path) -> None:

@@ -12,6 +12,9 @@ def publish(
     sae: Annotated[str, typer.Argument(help="A run's folder, or an SAE's folder.")],
     repository: Annotated[str, typer.Argument(help="Where to: USER/NAME; made where it is missing.")],
     hook: Annotated[str | None, typer.Option(help="Which SAE, where the folder has several.")] = None,
+    dashboard: Annotated[
+        Path | None, typer.Option(help="Folder of its dashboard, to go along; the run's own if left out.")
+    ] = None,
     licence: Annotated[
         str | None, typer.Option("--licence", "--license", help="Of the SAE, such as cc-by-sa-4.0.")
     ] = None,
@@ -29,6 +32,7 @@ def publish(
         Path(sae) if Path(sae).exists() else sae,
         repository,
         hook=hook,
+        dashboard=dashboard,
         licence=licence,
         private=private,
         revision=revision,

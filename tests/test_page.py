@@ -15,7 +15,7 @@ from hooked_whisper.analysis.page_style import STYLE
 from hooked_whisper.speech import clips
 
 SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"></svg>'
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Reader(HTMLParser):

@@ -71,6 +71,26 @@ def test_a_dry_run_shows_the_card_and_sends_nothing(sae: Path, hub: Hub) -> None
     )
 
 
+def test_a_dashboard_goes_along(sae: Path, hub: Hub, tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    (pages / "features").mkdir(parents=True)
+    (pages / "index.html").write_text("<html>")
+    (pages / "features" / "00001.html").write_text("<html>")
+    (pages / "dashboard.json").write_text('{"complete": true, "hook": "encoder.hook_out"}')
+    shown = run(sae, NAME, "--dashboard", pages, "--dry-run")
+    assert "encoder.hook_out/dashboard/features/00001.html\n" in shown
+    assert "[`dashboard/index.html`](encoder.hook_out/dashboard/index.html)" in shown
+    (pages / "dashboard.json").write_text('{"complete": true, "hook": "encoder.blocks.0.hook_resid_post"}')
+    with pytest.raises(PublishError, match="is of 'encoder.blocks.0.hook_resid_post', and the SAE of 'encoder.hook_o"):
+        run(sae, NAME, "--dashboard", pages)
+    (pages / "dashboard.json").write_text('{"complete": false}')
+    with pytest.raises(PublishError, match="is unfinished: make it again"):
+        run(sae, NAME, "--dashboard", pages)
+    with pytest.raises(PublishError, match="holds no dashboard: expected a folder with index.html"):
+        run(sae, NAME, "--dashboard", tmp_path / "missing")
+    assert hub.repositories == {}
+
+
 def test_a_pull_request_is_opened_on_request(sae: Path, hub: Hub) -> None:
     run(sae, NAME)
     shown = run(sae, NAME, "--create-pr", "--message", "Better")
