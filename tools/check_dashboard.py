@@ -118,7 +118,9 @@ def _feature(tab: Tab, folder: Path, report: Report) -> None:
     )  # fmt: skip
     length = tab.run("document.querySelector('.hit audio').duration")
     off = 1000 * abs(length - seconds)
-    report.add("length of the sound, off by", f"{off:.0f} ms", off <= 72, "at most two frames of MP3, 72 ms, at its end")
+    report.add(
+        "length of the sound, off by", f"{off:.0f} ms", off <= 72, "at most two frames of MP3, 72 ms, at its end"
+    )
     _network(tab, "feature", report)
 
 
