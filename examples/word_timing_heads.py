@@ -29,15 +29,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sentences", nargs="?", type=int, default=1, help="how many, each in five languages")
     parser.add_argument("--window", type=int, default=30, help="seconds of the model's window")
+    parser.add_argument("--languages", nargs="+", help="English and others; all five if left out")
     options = parser.parse_args()
     longest: dict[str, float] = {}
     for clip in clips():
         longest[clip.key] = max(clip.seconds, longest.get(clip.key, 0.0))
     keys = [key for key in sorted(longest) if key not in DEVELOPMENT and longest[key] <= options.window]
     keys = keys[: options.sentences]
-    chosen = [clip for key in keys for clip in clips(key=key)]
+    wanted = set(options.languages or (clip.language for clip in clips()))
+    if "en" not in wanted:
+        parser.error("--languages: English is among them, because the check at the end is in English")
+    by_key = [[clip for clip in clips(key=key) if clip.language in wanted] for key in keys]
+    chosen = [clip for some in by_key for clip in some]
     model = with_window(HookedWhisper.from_pretrained("openai/whisper-base"), options.window)
-    readings = [reading for key in keys for reading in read(model, clips(key=key))]
+    readings = [reading for some in by_key for reading in read(model, some)]
     scores = AlignmentScores(torch.stack([reading.scores() for reading in readings]))
     published = model.cfg.alignment_heads
     ranking = scores.ranking()

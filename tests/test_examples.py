@@ -10,7 +10,7 @@ import pytest
 
 # Options that make a study short: what it finds then means little.
 SHORT = {
-    "word_timing_heads.py": ["--window", "4"],
+    "word_timing_heads.py": ["--window", "4", "--languages", "en", "it"],
     "language_decision.py": ["--pairs", "1", "--steps", "1", "--gates", "2", "--random", "1"],
     "classes.py": [
         "--work",
