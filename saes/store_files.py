@@ -156,7 +156,8 @@ def _flush_folder(folder: Path) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Removes plan, notes and partial files of a store that is complete."""
     notes = [path for path in folder.glob("*.json") if path.stem.isdigit()]
-    for path in [*notes, *folder.glob(f"*{PARTIAL}"), folder / PLAN]:
+    # safetensors writes under a name of its own first, which a kill leaves behind
+    for path in [*notes, *folder.glob(f"*{PARTIAL}"), *folder.glob(".tmp??????"), folder / PLAN]:
         path.unlink(missing_ok=True)
 
 

@@ -14,7 +14,7 @@ from small_store import HOOK, SETTINGS, make_store, values, write_shards
 
 from hooked_whisper.errors import StoreError
 from hooked_whisper.saes import ActivationStore
-from hooked_whisper.saes.store_files import StoreSettings, read_store, sha256, write_file, write_json
+from hooked_whisper.saes.store_files import StoreSettings, clear_unfinished, read_store, sha256, write_file, write_json
 from hooked_whisper.saes.store_writer import StoreWriter
 
 SHARDS = [[3, 2], [4]]
@@ -47,6 +47,14 @@ def test_a_complete_store_has_only_what_belongs_there(folder: Path) -> None:
     manifest = read_store(folder)
     assert (manifest.n_rows, manifest.n_clips, manifest.n_windows, len(manifest.shards)) == (9, 3, 3, 2)
     assert all(sha256(folder / name) == about["sha256"] for name, about in manifest.files.items())
+
+
+def test_what_a_kill_leaves_goes_when_the_store_is_complete(tmp_path: Path) -> None:
+    """Also the file that safetensors writes to before it renames it."""
+    for name in ("00000.json", "00001.safetensors.77.partial", ".tmpT29be5", "plan.json", "00000.safetensors", ".keep"):
+        (tmp_path / name).touch()
+    clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keep", "00000.safetensors"]
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
