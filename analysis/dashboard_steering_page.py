@@ -32,13 +32,13 @@ def steering_html(view: SteeringView, number: int) -> str:
 
 
 def _at_dose(view: SteeringView, dose: float) -> str:
-    names = [UNHOOKED, SAE_ONLY] if dose == 0 else view.conditions
+    names = [UNHOOKED, *([SAE_ONLY] if dose == 0 else view.conditions)]
     title = "Dose 0: no edit" if dose == 0 else f"Dose {dose:g}"
     rows = []
     for clip, language in view.clips:
         base = view.text(clip, UNHOOKED, 0.0) or ""
         lang = f' lang="{escape(language, quote=True)}"' if language else ""
-        texts = [(name, view.text(clip, name, dose)) for name in names]
+        texts = [(name, view.text(clip, name, 0.0 if name == UNHOOKED else dose)) for name in names]
         known = [(name, text) for name, text in texts if text is not None]
         for at, (name, text) in enumerate(known):
             head = f'<th scope="row" rowspan="{len(known)}">{escape(clip)}</th>' if at == 0 else ""

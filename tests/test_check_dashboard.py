@@ -5,14 +5,17 @@ With AXE_CORE, the path of axe.min.js, accessibility is checked, too.
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from small_dashboard import WORDS, make_parts
 
 from hooked_whisper.analysis.dashboard import feature_page, make_dashboard
+from hooked_whisper.analysis.dashboard_media import mp3
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from check_dashboard import check
@@ -20,6 +23,40 @@ from chromium import chromium, find_chromium
 
 PROGRAM = find_chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
+
+
+HEARD = """(async () => {
+  const uri = "URI", bytes = Uint8Array.from(atob(uri.split(",")[1]), (letter) => letter.charCodeAt(0));
+  const sound = await new OfflineAudioContext(1, 16000, 16000).decodeAudioData(bytes.buffer);
+  const samples = [...sound.getChannelData(0).map(Math.abs)], click = samples.indexOf(Math.max(...samples)) / 16000;
+  const audio = new Audio(uri), context = new AudioContext(), listener = context.createScriptProcessor(256, 1, 1);
+  let loudest = 0, at = null;
+  listener.onaudioprocess = (event) => {
+    for (const sample of event.inputBuffer.getChannelData(0)) if (Math.abs(sample) > loudest + 0.05) {
+      loudest = Math.abs(sample);
+      at = audio.currentTime;
+    }
+  };
+  context.createMediaElementSource(audio).connect(listener);
+  listener.connect(context.destination);
+  await audio.play();
+  await new Promise((done) => { audio.onended = done; });
+  return [click, sound.length / 16000, audio.duration, at];
+})()"""
+
+
+def test_sound_starts_where_the_clip_starts() -> None:
+    waveform = torch.zeros(12_777)
+    waveform[4800:4810] = 0.9  # a click at 0.3 s; an encoder's delay that is not taken off would be 0.07 s
+    uri = f"data:audio/mpeg;base64,{base64.b64encode(mp3(waveform)).decode('ascii')}"
+    assert PROGRAM is not None
+    with chromium(PROGRAM) as open_tab:
+        tab = open_tab()
+        tab.open("about:blank")
+        decoded, length, duration, played = tab.run(HEARD.replace("URI", uri))
+    assert decoded == pytest.approx(0.3, abs=0.002)
+    assert (length, duration) == pytest.approx((12_777 / 16_000, 12_777 / 16_000), abs=1e-5)
+    assert played == pytest.approx(0.3, abs=0.045)  # the clock moves on in steps
 
 
 def test_a_dashboard_in_the_browser(tmp_path: Path) -> None:

@@ -30,4 +30,4 @@ def test_changes_are_marked_and_nothing_is_markup(page: Reader) -> None:
     assert page.texts["em"] == ["nothing"] * 2
     assert not page.all("script") and not page.all("img")
     rows = [one for one in page.all("th") if one.get("scope") == "row"]
-    assert [one["rowspan"] for one in rows] == ["2"] * 6
+    assert [one["rowspan"] for one in rows] == ["2", "2", "3", "3", "3", "3"]  # the unhooked text beside each dose
