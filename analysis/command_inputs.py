@@ -11,29 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hooked_whisper.command_options import DEFAULT_MODEL
 from hooked_whisper.errors import AnalysisError, ConfigError
 
 if TYPE_CHECKING:
     from hooked_whisper.model import HookedWhisper
     from hooked_whisper.saes.corpus import Corpus
 
-DEFAULT_MODEL = "openai/whisper-base"
 DEFAULT_SAE = "whisper-base/encoder.hook_out"
 _MANIFESTS = (".jsonl", ".csv", ".parquet")
 TABLES = (".csv", ".json")
 
 SaeName = Annotated[str, typer.Option("--sae", help="A run, an SAE's folder, a hub repository or a shipped SAE.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", "-m", help="The SAE's own when left out.", metavar="NAME", show_default=False)
-]
-HookName = Annotated[str | None, typer.Option(help="Where the SAE belongs, if its metadata does not say.")]
-Languages = Annotated[list[str] | None, typer.Option("--language", help="Only clips of this language; repeatable.")]
-Clauses = Annotated[
-    list[str] | None,
-    typer.Option("--where", help="Only clips with this column=value, such as kind=speech; repeatable."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the best there is if left out.")]
-DType = Annotated[str, typer.Option(help="Of the model: float32, float16 or bfloat16.")]
 
 
 def open_clips(sources: Sequence[str], languages: Sequence[str] = (), clauses: Sequence[str] = ()) -> Corpus:

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooked_whisper.analysis.command_inputs import (
-    DEFAULT_SAE,
-    Clauses,
-    Device,
-    DType,
-    HookName,
-    Languages,
-    ModelName,
-    SaeName,
-    check_latents,
-    open_clips,
-    open_sae,
-)
+from hooked_whisper.analysis.command_inputs import DEFAULT_SAE, SaeName, check_latents, open_clips, open_sae
+from hooked_whisper.command_options import Clauses, Device, DType, HookOfSae, Languages, ModelOfSae
 from hooked_whisper.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +61,8 @@ def dashboard(
     store: Annotated[
         Path | None, typer.Option(help="Keep activations in this folder, or take them from there (see harvest).")
     ] = None,
-    model: ModelName = None,
-    hook: HookName = None,
+    model: ModelOfSae = None,
+    hook: HookOfSae = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time.", min=1)] = 8,
     device: Device = None,
     dtype: DType = "float32",

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooked_whisper.analysis.command_inputs import DEFAULT_SAE, Device, DType, HookName, ModelName, SaeName
+from hooked_whisper.analysis.command_inputs import DEFAULT_SAE, SaeName
+from hooked_whisper.command_options import Device, DType, HookOfSae, ModelOfSae
 from hooked_whisper.errors import AnalysisError, HookedWhisperError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def explore(
     clip: Annotated[Path | None, typer.Option(help="A file that is there when the page opens.")] = None,
     port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65_535)] = PORT,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
-    model: ModelName = None,
-    hook: HookName = None,
+    model: ModelOfSae = None,
+    hook: HookOfSae = None,
     device: Device = None,
     dtype: DType = "float32",
 ) -> None:

@@ -14,12 +14,6 @@ import typer
 
 from hooked_whisper.analysis.command_inputs import (
     DEFAULT_SAE,
-    Clauses,
-    Device,
-    DType,
-    HookName,
-    Languages,
-    ModelName,
     SaeName,
     check_latents,
     check_table,
@@ -30,6 +24,7 @@ from hooked_whisper.analysis.command_inputs import (
     write_table,
 )
 from hooked_whisper.analysis.feature_rows import Rows, of_all, of_clip, of_labels, of_latents, of_search
+from hooked_whisper.command_options import Clauses, Device, DType, HookOfSae, Languages, ModelOfSae
 from hooked_whisper.errors import AnalysisError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -84,8 +79,8 @@ def features(
         Path | None, typer.Option(help="Keep activations in this folder, or take them from there (see harvest).")
     ] = None,
     packing: Annotated[str, typer.Option(help="none, or windows: several clips in a 30 s window, faster.")] = "none",
-    model: ModelName = None,
-    hook: HookName = None,
+    model: ModelOfSae = None,
+    hook: HookOfSae = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time.", min=1)] = 8,
     device: Device = None,
     dtype: DType = "float32",

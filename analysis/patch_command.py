@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooked_whisper.analysis.command_inputs import DEFAULT_MODEL, Device, read_span, text_table, write_table
+from hooked_whisper.analysis.command_inputs import read_span, text_table, write_table
+from hooked_whisper.command_options import DEFAULT_MODEL, Device, DType, Model
 from hooked_whisper.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -66,10 +67,6 @@ Window = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the table and the picture.")]
 Shown = Annotated[int, typer.Option("-n", help="Nodes to print.", min=1)]
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Hub id, folder, OpenAI .pt file or CTranslate2 folder.", metavar="NAME")
-]
-DType = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 
 
 def patch(

@@ -11,12 +11,6 @@ import typer
 
 from hooked_whisper.analysis.command_inputs import (
     DEFAULT_SAE,
-    Clauses,
-    Device,
-    DType,
-    HookName,
-    Languages,
-    ModelName,
     SaeName,
     check_latents,
     check_table,
@@ -26,6 +20,7 @@ from hooked_whisper.analysis.command_inputs import (
     text_table,
     write_table,
 )
+from hooked_whisper.command_options import Clauses, Device, DType, HookOfSae, Languages, ModelOfSae
 from hooked_whisper.errors import AnalysisError, ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +67,8 @@ def steer(
     sae: SaeName = DEFAULT_SAE,
     language: Languages = None,
     where: Clauses = None,
-    model: ModelName = None,
-    hook: HookName = None,
+    model: ModelOfSae = None,
+    hook: HookOfSae = None,
     batch_size: Annotated[int, typer.Option(help="Clips at a time.", min=1)] = 8,
     device: Device = None,
     dtype: DType = "float32",

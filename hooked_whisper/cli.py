@@ -17,13 +17,12 @@ from hooked_whisper.analysis.explorer_app import explore
 from hooked_whisper.analysis.features_command import features
 from hooked_whisper.analysis.patch_command import attribute, patch
 from hooked_whisper.analysis.steer_command import steer
+from hooked_whisper.command_options import DEFAULT_MODEL, Device, DType, Model
 from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.saes.evaluate_command import evaluate
 from hooked_whisper.saes.harvest_command import harvest, prompts
 from hooked_whisper.saes.publish_command import publish
 from hooked_whisper.saes.train_command import train
-
-DEFAULT_MODEL = "openai/whisper-base"
 
 app = typer.Typer(
     help="See inside OpenAI's Whisper: transcribe, list every hook point, look at what happens in between.",
@@ -32,12 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Hub id, folder, OpenAI .pt file or CTranslate2 folder.", metavar="NAME")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the best there is when left out.")]
-DType = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 
 
 @app.command(short_help="See what all this is about, in a minute.")

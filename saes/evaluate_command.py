@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hooked_whisper.command_options import Clauses, Device, DType, HookOfSae, Languages, ModelOfSae
+
 if TYPE_CHECKING:
     from hooked_whisper.saes.corpus import Corpus
     from hooked_whisper.saes.report import SaeReport
@@ -23,15 +25,11 @@ def evaluate(
             help="Manifest (.jsonl, .csv, .parquet) or folder of audio; 'shipped' is the repository's speech."
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The SAE's own when left out.", metavar="NAME")
-    ] = None,
-    hook: Annotated[str | None, typer.Option(help="Where the SAE belongs, if its metadata does not say.")] = None,
+    model: ModelOfSae = None,
+    hook: HookOfSae = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run's own when left out.")] = None,
-    language: Annotated[list[str] | None, typer.Option(help="Only clips of this language; may be repeated.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only clips with this column=value, such as split=held-out; repeatable.")
-    ] = None,
+    language: Languages = None,
+    where: Clauses = None,
     held_out: Annotated[
         float | None, typer.Option(help="Only the part that `split` holds out, such as 0.1.", min=0.0, max=1.0)
     ] = None,
@@ -45,8 +43,8 @@ def evaluate(
     padding: Annotated[str, typer.Option(help="Padding frames, when splicing: keep or replace.")] = "keep",
     batch_size: Annotated[int, typer.Option(help="Clips that go through the model together.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Of clips drawn and resampled.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the best there is if left out.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Device = None,
+    dtype: DType = "float32",
 ) -> None:
     """Evaluate an SAE on speech: reconstruction, latents, predictions and transcripts with it spliced in."""
     from hooked_whisper import HookedWhisper

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from hooked_whisper.command_options import DEFAULT_MODEL, Clauses, Device, DType, Languages, Model
+
 if TYPE_CHECKING:
     from hooked_whisper.saes.corpus import Corpus, OnError
     from hooked_whisper.saes.harvest_plan import Packing, StoreDType, TextFrom, WindowLength
@@ -38,13 +40,9 @@ def harvest(
     ],
     hook: Annotated[list[str], typer.Option(help="A hook's name, or a pattern with '*'; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the store. An unfinished harvest there goes on.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Hub id, folder, .pt file or CTranslate2 folder.", metavar="NAME")
-    ] = "openai/whisper-base",
-    language: Annotated[list[str] | None, typer.Option(help="Only clips of this language; may be repeated.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only clips with this column=value, such as kind=speech; repeatable.")
-    ] = None,
+    model: Model = DEFAULT_MODEL,
+    language: Languages = None,
+    where: Clauses = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out files that cannot be read.")] = False,
     packing: Annotated[str, typer.Option(help="none, or windows: several clips in a 30 s window.")] = "none",
     window: Annotated[str, typer.Option(help="full (30 s), or true_length: no padding.")] = "full",
@@ -53,8 +51,8 @@ def harvest(
     store_dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
     batch_size: Annotated[int, typer.Option(help="Windows at a time.", min=1)] = 16,
     shard_rows: Annotated[int, typer.Option(help="Rows of a shard, roughly; what a kill can cost.", min=1)] = 65_536,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the best there is if left out.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the model: float32, float16 or bfloat16.")] = "float32",
+    device: Device = None,
+    dtype: DType = "float32",
 ) -> None:
     """Store what hooks hold on a corpus, one row for each frame or token. Shares the work under torchrun."""
     from hooked_whisper import HookedWhisper

@@ -96,6 +96,7 @@ def test_it_is_served_on_this_machine_alone() -> None:
 PAGE = """
 import json, socket, sys
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis import explorer_app
 from hooked_whisper.analysis.explorer import Explorer
@@ -114,7 +115,7 @@ found = asks.predict(handle_file(sys.argv[1]), "en", api_name="/listen")
 texts = asks.predict(found[5], "add", 12, None, 0.2, 0.8, "kept", api_name="/steer")
 try:
     asks.predict(5000, "add", 1, None, 0, 0, "kept", api_name="/steer")
-except Exception as error:
+except AppError as error:
     refused = str(error)
 page.close()
 print(json.dumps([found[0], [row[0] for row in texts["data"]], refused]))

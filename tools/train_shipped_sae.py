@@ -18,7 +18,7 @@ from hooked_whisper import HookedWhisper
 from hooked_whisper.saes import ActivationStore, Corpus, harvest, train_sae
 
 HOOK = "encoder.hook_out"
-SHORTEST = 1.5  # seconds, of clips that are heard alone in their window: shorter ones are in packed windows only
+SHORTEST = 0.8  # seconds, of clips that are heard alone in their window: shorter ones are in packed windows only
 
 
 def train(prompts: Path, voices: Path, work: Path) -> None:
@@ -30,7 +30,7 @@ def train(prompts: Path, voices: Path, work: Path) -> None:
     alone = heard.where(seconds=lambda seconds: SHORTEST <= seconds <= 30)
     others = Corpus.from_manifest(voices / "manifest.jsonl", on_error="skip").where(split="train")
     everything = Corpus.from_manifest(prompts / "manifest.jsonl")
-    packed = harvest(model, everything, hooks=HOOK, out=work / "packed", packing="windows")
+    packed = harvest(model, everything, hooks=HOOK, out=work / "packed", packing="windows", batch_size=4)
     stores = [
         packed.where(key=lambda key: str(key) not in left_out),
         harvest(model, alone, hooks=HOOK, out=work / "alone", packing="none", batch_size=4),
@@ -43,7 +43,7 @@ def train(prompts: Path, voices: Path, work: Path) -> None:
         k=45,
         d_sae=4096,
         out=work / "run",
-        total_training_samples=7_000_000,
+        total_training_samples=20_000_000,
         train_batch_size_samples=2048,
         lr=6e-4,
         normalize_activations="expected_average_only_in",
