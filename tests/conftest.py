@@ -78,6 +78,22 @@ def shared_whisper_base() -> HookedWhisper:
     return HookedWhisper.from_pretrained("openai/whisper-base", device="cpu", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def shared_short_whisper_base(shared_whisper_base: HookedWhisper) -> HookedWhisper:
+    """The same weights with a window of 4 s, which costs that much less to encode and to read."""
+    from hooked_whisper.windows import with_window
+
+    return with_window(shared_whisper_base, 4)
+
+
+@pytest.fixture
+def commands_load_it(shared_short_whisper_base: HookedWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find whisper-base with a window of 4 s, whatever model they ask for."""
+    from hooked_whisper import HookedWhisper
+
+    monkeypatch.setattr(HookedWhisper, "from_pretrained", lambda name, **options: shared_short_whisper_base)
+
+
 @pytest.fixture
 def whisper_base(shared_whisper_base: HookedWhisper) -> Iterator[HookedWhisper]:
     """whisper-base in float32 on the CPU, without hooks. Don't change its weights: it is shared."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sae_files import random_sae
-from short_windows import short_windows
 from sounds import write_wav
 
 from hooked_whisper import AnalysisError, AudioError, HookedWhisper
@@ -20,9 +19,9 @@ CLIP = clips("en", key="vm-sorry")[0]
 
 
 @pytest.fixture(scope="module")
-def explorer(shared_whisper_base: HookedWhisper) -> Explorer:
+def explorer(shared_short_whisper_base: HookedWhisper) -> Explorer:
     """whisper-base with a window of 4 s, and the shipped SAE."""
-    return Explorer(short_windows(shared_whisper_base, 4), load_sae("whisper-base/encoder.hook_out"))
+    return Explorer(shared_short_whisper_base, load_sae("whisper-base/encoder.hook_out"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from short_windows import short_windows
 from typer.testing import CliRunner
 
 from hooked_whisper import AnalysisError, HookedWhisper, MissingExtraError, cli
@@ -22,9 +21,9 @@ CLIP = clips("en", key="vm-sorry")[0]
 
 
 @pytest.fixture(scope="module")
-def explorer(shared_whisper_base: HookedWhisper) -> Explorer:
+def explorer(shared_short_whisper_base: HookedWhisper) -> Explorer:
     """whisper-base with a window of 4 s, and the shipped SAE."""
-    return Explorer(short_windows(shared_whisper_base, 4), load_sae("whisper-base/encoder.hook_out"))
+    return Explorer(shared_short_whisper_base, load_sae("whisper-base/encoder.hook_out"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from short_windows import short_windows
 from small_store import make_store
 from typer.testing import CliRunner
 
@@ -31,9 +30,8 @@ SORRY = "en/vm-sorry"
 
 
 @pytest.fixture(scope="module")
-def model(shared_whisper_base: HookedWhisper) -> HookedWhisper:
-    """whisper-base with a window of 4 s."""
-    return short_windows(shared_whisper_base, 4)
+def model(shared_short_whisper_base: HookedWhisper) -> HookedWhisper:
+    return shared_short_whisper_base
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 
 import pytest
-from short_windows import short_windows
 from typer.testing import CliRunner
 
 from hooked_whisper import AnalysisError, AudioError, ConfigError, HookedWhisper, cli
@@ -21,16 +20,12 @@ from hooked_whisper.speech import clips
 EN, FR = (clips(language, key="vm-sorry")[0].path for language in ("en", "fr"))
 PNG = b"\x89PNG"
 
+pytestmark = pytest.mark.usefixtures("commands_load_it")
+
 
 @pytest.fixture(scope="module")
-def model(shared_whisper_base: HookedWhisper) -> HookedWhisper:
-    """whisper-base with a window of 4 s."""
-    return short_windows(shared_whisper_base, 4)
-
-
-@pytest.fixture(autouse=True)
-def loads(model: HookedWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HookedWhisper, "from_pretrained", lambda name, **options: model)
+def model(shared_short_whisper_base: HookedWhisper) -> HookedWhisper:
+    return shared_short_whisper_base
 
 
 def run(*arguments: object) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sae_files import metadata
-from short_windows import exact_sae, short_windows
+from short_windows import exact_sae
 from typer.testing import CliRunner
 
 from hooked_whisper import AnalysisError, ConfigError, HookedWhisper, cli
@@ -19,16 +19,12 @@ from hooked_whisper.speech import clips
 
 CLIP = clips("en", key="vm-sorry")[0]
 
+pytestmark = pytest.mark.usefixtures("commands_load_it")
+
 
 @pytest.fixture(scope="module")
-def model(shared_whisper_base: HookedWhisper) -> HookedWhisper:
-    """whisper-base with a window of 4 s."""
-    return short_windows(shared_whisper_base, 4)
-
-
-@pytest.fixture(autouse=True)
-def loads(model: HookedWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HookedWhisper, "from_pretrained", lambda name, **options: model)
+def model(shared_short_whisper_base: HookedWhisper) -> HookedWhisper:
+    return shared_short_whisper_base
 
 
 def run(*arguments: object) -> str:
