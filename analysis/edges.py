@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from hooked_whisper.analysis.nodes import Node, nodes
+from hooked_whisper.analysis.checks import described, expect, expect_all
+from hooked_whisper.analysis.nodes import NODES, Node, nodes
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.model import HookedWhisper
 
@@ -27,12 +28,19 @@ _INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
 _ARROW = " -> "
 
 
-@dataclass(frozen=True, order=True)
+EDGES = "edges, such as edges(model) or [Edge.parse('encoder.2.mlp_out -> decoder.0.cross_k_input.3')]"
+
+
+@dataclass(frozen=True, order=True, repr=False)
 class Edge:
     """What one reader takes in of one writer. Either may have a span: of positions written, of positions read."""
 
     writer: Node
     reader: Node
+
+    def __post_init__(self) -> None:
+        expect(self.writer, Node, "a node that writes")
+        expect(self.reader, Node, "a node that reads")
 
     @property
     def kind(self) -> str:
@@ -47,13 +55,17 @@ class Edge:
     def __str__(self) -> str:
         return f"{self.writer}{_ARROW}{self.reader}"
 
+    def __repr__(self) -> str:
+        return f"Edge({self})"
+
     @classmethod
     def parse(cls, text: str) -> Edge:
         """An edge from what `str` wrote.
 
         Raises:
-            AnalysisError: not of that form.
+            AnalysisError: not of that form, or a hook that no Whisper has.
         """
+        expect(text, str, "an edge as text, such as 'encoder.2.mlp_out -> decoder.0.cross_k_input.3'")
         ends = text.split(_ARROW)
         if len(ends) != 2:
             raise AnalysisError(
@@ -72,6 +84,8 @@ def parse_parts(texts: Sequence[str]) -> tuple[Any, ...]:
     Raises:
         AnalysisError: neither.
     """
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise AnalysisError(f"Expected names of nodes or edges, got {described(texts)}.")
     return tuple(Edge.parse(text) if _ARROW in text else Node.parse(text) for text in texts)
 
 
@@ -110,8 +124,8 @@ def edges(
         AnalysisError: a node that does not write, or does not read.
     """
     order = _Order(model)
-    sources = order.writers if writers is None else [order.writer(node) for node in writers]
-    ends = order.readers if readers is None else [order.reader(node) for node in readers]
+    sources = order.writers if writers is None else [order.writer(node) for node in expect_all(writers, Node, NODES)]
+    ends = order.readers if readers is None else [order.reader(node) for node in expect_all(readers, Node, NODES)]
     return [Edge(writer, reader) for reader in ends for writer in sources if order.joins(writer, reader)]
 
 
@@ -121,7 +135,8 @@ def check_edges(model: HookedWhisper, chosen: Sequence[Edge]) -> list[Edge]:
     Raises:
         AnalysisError: none, one twice, or one that the model does not have; SAEs that are attached.
     """
-    if not chosen:
+    found: list[Edge] = expect_all(chosen, Edge, EDGES)
+    if not found:
         raise AnalysisError("No edges were given.")
     if model.acts_to_saes:
         raise AnalysisError(
@@ -130,7 +145,7 @@ def check_edges(model: HookedWhisper, chosen: Sequence[Edge]) -> list[Edge]:
         )
     order = _Order(model)
     seen: set[Edge] = set()
-    for edge in chosen:
+    for edge in found:
         if not order.joins(order.writer(edge.writer), order.reader(edge.reader)):
             raise AnalysisError(
                 f"There is no edge {edge}: the writer must come before the reader, in a stream that it reads."
@@ -138,7 +153,7 @@ def check_edges(model: HookedWhisper, chosen: Sequence[Edge]) -> list[Edge]:
         if edge in seen:
             raise AnalysisError(f"{edge} is given twice.")
         seen.add(edge)
-    return list(chosen)
+    return found
 
 
 class _Order:

@@ -13,14 +13,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from itertools import combinations, pairwise
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from hooked_whisper.analysis.checks import check_whole, expect, expect_all
 from hooked_whisper.axes import axes
+from hooked_whisper.config import HookedWhisperConfig, StackConfig
 from hooked_whisper.errors import AnalysisError, did_you_mean
 from hooked_whisper.mel import FRAMES_PER_SECOND
 from hooked_whisper.model import HookedWhisper
+from hooked_whisper.spliced_sae import SAE_PREFIX
 
 Span = tuple[int, int]
 PositionAxis = Literal["frame", "pos"]
@@ -39,7 +45,42 @@ _POSITIONS = ("frame", "pos", "key_frame", "key_pos")
 _WRITTEN = re.compile(r"(?P<place>[^\[\]]+?)(?:\.(?P<head>\d+))?(?:\.u(?P<unit>\d+))?(?:\[(?P<a>\d+):(?P<b>\d+)\])?")
 
 
-@dataclass(frozen=True, order=True)
+NODES = "nodes, such as nodes(model) or [Node.parse('decoder.3.cross.head.1')]"
+_WRITTEN_AS = "expected such as 'decoder.3.cross.head.1' or 'encoder.2.mlp_out[50:100]'"
+
+
+@cache
+def _hook_kinds() -> frozenset[str]:
+    """The hooks that a Whisper has, whatever the layer."""
+    one = StackConfig(n_layers=1, n_heads=1, d_model=2, d_mlp=2, n_ctx=2)
+    cfg = HookedWhisperConfig(encoder=one, decoder=one, n_mels=2, d_vocab=2, model_name="one layer")
+    with torch.device("meta"):  # names need no weights
+        return frozenset(map(_kind, HookedWhisper(cfg).hook_dict))
+
+
+def _kind(hook: str) -> str:
+    return re.sub(r"\.blocks\.\d+\.", ".blocks.*.", hook)
+
+
+def _check_hook(hook: str, written: str) -> None:
+    """Raises AnalysisError for a hook that no Whisper has: SAEs may be anywhere, so theirs are known by their place."""
+    place = hook.partition(SAE_PREFIX)[0]
+    if _kind(place) in _hook_kinds():
+        return
+    layer = re.search(r"\.(\d+)\.", place)
+    known = [kind.replace("*", layer[1] if layer else "0") for kind in _hook_kinds()]
+    near = did_you_mean(_short_name(place), sorted(map(_short_name, known)), n=1)
+    raise AnalysisError(f"{written!r} is no node: no Whisper has the hook {place!r}; {_WRITTEN_AS}.{near}")
+
+
+def _short_name(hook: str) -> str:
+    if SAE_PREFIX in hook:
+        return hook
+    text = hook.replace("cross_attn.hook_z", "cross.head").replace("attn.hook_z", "self.head")
+    return text.replace(".blocks.", ".").replace("hook_", "")
+
+
+@dataclass(frozen=True, order=True, repr=False)
 class Node:
     """A place in the activation of a hook.
 
@@ -56,11 +97,16 @@ class Node:
     span: Span | None = None
 
     def __post_init__(self) -> None:
+        expect(self.hook, str, "the name of a hook, such as 'encoder.blocks.0.hook_mlp_out'")
         names = axes(self.hook)
+        for what, number in (("head", self.head), ("unit", self.unit)):
+            if number is not None:
+                check_whole(f"{what} of {self.hook}", number, 0)
         if self.head is not None and "head" not in names:
+            _check_hook(self.hook, self.hook)
             raise AnalysisError(f"{self.hook} has no heads; its axes are {' '.join(names)}.")
-        if self.span is not None and not 0 <= self.span[0] < self.span[1]:
-            raise AnalysisError(f"Span {self.span} of {self.hook} is empty: expected start < end, both from 0.")
+        if self.span is not None:
+            object.__setattr__(self, "span", _checked_span(self.span, self.hook))
 
     @property
     def stack(self) -> str:
@@ -77,7 +123,7 @@ class Node:
     @property
     def kind(self) -> str:
         """The hook whatever the layer, "decoder.blocks.*.cross_attn.hook_z": what nodes of one sort share."""
-        return re.sub(r"\.blocks\.\d+\.", ".blocks.*.", self.hook)
+        return _kind(self.hook)
 
     @property
     def position_axis(self) -> str:
@@ -122,32 +168,32 @@ class Node:
                 raise AnalysisError(f"{self}: there is no {name} {wanted}; {self.hook} has {size}.")
 
     def __str__(self) -> str:
-        text = self.hook
-        if ".hook_sae_" not in text:
-            text = text.replace("cross_attn.hook_z", "cross.head").replace("attn.hook_z", "self.head")
-            text = text.replace(".blocks.", ".").replace("hook_", "")
+        text = _short_name(self.hook)
         text += "" if self.head is None else f".{self.head}"
         text += "" if self.unit is None else f".u{self.unit}"
         return text if self.span is None else f"{text}[{self.span[0]}:{self.span[1]}]"
+
+    def __repr__(self) -> str:
+        return f"Node({self})"
 
     @classmethod
     def parse(cls, text: str) -> Node:
         """A node from what `str` wrote.
 
         Raises:
-            AnalysisError: not of that form.
+            AnalysisError: not of that form, or a hook that no Whisper has.
         """
+        expect(text, str, "a node as text, such as 'decoder.3.cross.head.1'")
         found = _WRITTEN.fullmatch(text)
         if found is None:
-            raise AnalysisError(
-                f"{text!r} is no node: expected such as 'decoder.3.cross.head.1' or 'encoder.2.mlp_out[50:100]'."
-            )
+            raise AnalysisError(f"{text!r} is no node: {_WRITTEN_AS}.")
         hook = found["place"]
         if "hook_" not in hook:
             place = re.sub(r"^(encoder|decoder)\.(\d+)\.", r"\1.blocks.\2.", hook)
             place = place.replace("cross.head", "cross_attn.z").replace("self.head", "attn.z")
             stem, _, leaf = place.rpartition(".")
             hook = f"{stem}.hook_{leaf}" if stem else f"hook_{leaf}"
+        _check_hook(hook, text)
         number = {name: None if found[name] is None else int(found[name]) for name in ("head", "unit", "a", "b")}
         span = None if number["a"] is None or number["b"] is None else (number["a"], number["b"])
         return cls(hook, number["head"], number["unit"], span)
@@ -178,7 +224,11 @@ def nodes(
     _check_names("part", wanted, PARTS)
     _check_names("stack", stacks, ("encoder", "decoder"))
     _check_names("axis", spans or {}, ("frame", "pos"))
-    chosen = None if layers is None else sorted(set(layers))
+    chosen = (
+        None
+        if layers is None
+        else sorted(set(expect_all(layers, int, "numbers of layers for layers=, such as layers=[5]")))
+    )
     depth = max(model.cfg.encoder.n_layers, model.cfg.decoder.n_layers)
     if chosen is not None and (not chosen or not 0 <= chosen[0] <= chosen[-1] < depth):
         raise AnalysisError(f"Layers {chosen} are not all among 0 to {depth - 1}.")
@@ -212,7 +262,13 @@ def windows(start: int, end: int, length: int) -> list[Span]:
 
 
 def seconds(start: float, end: float) -> Span:
-    """The span of encoder frames that hears [start, end) seconds, at least one frame."""
+    """The span of encoder frames that hears [start, end) seconds, at least one frame.
+
+    Raises:
+        AnalysisError: a beginning before 0, or an end before it.
+    """
+    if not 0 <= start <= end < float("inf"):
+        raise AnalysisError(f"There are no frames from {start} to {end} s: expected 0 <= start <= end.")
     first = int(start * FRAMES_PER_SECOND)
     return (first, max(first + 1, round(end * FRAMES_PER_SECOND)))
 
@@ -226,18 +282,59 @@ def by_hook(chosen: Iterable[Node]) -> dict[str, list[Node]]:
 
 
 def check_nodes(model: HookedWhisper, chosen: Sequence[Node]) -> list[Node]:
-    """The nodes, if there are any and the model has the hooks of all.
+    """The nodes, if there are any and the model has the hooks and heads of all.
 
     Raises:
-        AnalysisError: none, or twice the same. HookNameError: a hook that the model does not have.
+        AnalysisError: none, twice the same, a head that is not there, or what is no node. HookNameError: a hook that
+            the model does not have.
     """
-    if not chosen:
+    found: list[Node] = expect_all(chosen, Node, NODES)
+    if not found:
         raise AnalysisError("No nodes were given.")
-    model.resolve_names(sorted({node.hook for node in chosen}))
-    if len(set(chosen)) < len(chosen):
-        twice = next(node for node in chosen if list(chosen).count(node) > 1)
+    model.resolve_names(sorted({node.hook for node in found}))
+    if len(set(found)) < len(found):
+        twice = next(node for node in found if found.count(node) > 1)
         raise AnalysisError(f"{twice} is given twice.")
-    return list(chosen)
+    for node in found:
+        n_heads = 0 if node.head is None else model.cfg.stack(node.stack).n_heads  # type: ignore[arg-type]
+        if node.head is not None and node.head >= n_heads:
+            raise AnalysisError(f"{node}: there is no head {node.head}; {node.hook} has {n_heads}.")
+    return found
+
+
+def check_disjoint(chosen: Sequence[Node]) -> None:
+    """Raises AnalysisError for two nodes that share a place in an activation, such as a head and all heads."""
+    for here in by_hook(chosen).values():
+        groups: dict[Any, list[Node]] = {}
+        # Where all nodes name a head (or unit), or none does, only those of one head can meet: there may be thousands.
+        alike = len({(node.head is None, node.unit is None) for node in here}) == 1
+        for node in here:
+            groups.setdefault((node.head, node.unit) if alike else None, []).append(node)
+        for group in groups.values():
+            group.sort(key=lambda node: (-1, -1) if node.span is None else node.span)
+            for one, other in pairwise(group) if alike else combinations(group, 2):
+                if _meet(one, other):
+                    raise AnalysisError(f"{one} and {other} overlap: give each place of an activation once.")
+
+
+def _meet(one: Node, other: Node) -> bool:
+    """Whether two nodes of a hook share a place."""
+    for a, b in ((one.head, other.head), (one.unit, other.unit)):
+        if a is not None and b is not None and a != b:
+            return False
+    return one.span is None or other.span is None or max(one.span[0], other.span[0]) < min(one.span[1], other.span[1])
+
+
+def _checked_span(span: object, hook: str) -> Span:
+    two = isinstance(span, tuple | list) and len(span) == 2 and all(isinstance(at, int) for at in span)
+    if not two:
+        raise AnalysisError(
+            f"Span {span!r} of {hook}: expected (start, end), two whole numbers; seconds(0.5, 1.0) gives frames."
+        )
+    start, end = span  # type: ignore[misc]
+    if not 0 <= start < end:
+        raise AnalysisError(f"Span {span} of {hook} is empty: expected start < end, both from 0.")
+    return start, end
 
 
 def _of_block(block: str, part: str, n_heads: int, d_mlp: int) -> list[Node]:

@@ -43,6 +43,7 @@ def test_every_edge_goes_forward_and_has_a_name_of_its_own() -> None:
     assert str(Edge(MLP, Node("decoder.blocks.2.hook_cross_v_input", 3))) == (
         "encoder.1.mlp_out -> decoder.2.cross_v_input.3"
     )
+    assert repr(Edge(MLP, MLP)) == "Edge(encoder.1.mlp_out -> encoder.1.mlp_out)"
     assert Edge(MLP, readers(model)[-1]).kind == ("encoder.blocks.*.hook_mlp_out -> decoder.blocks.*.hook_resid_post")
 
 
@@ -95,6 +96,8 @@ def test_what_is_no_edge_is_refused() -> None:
         (lambda: edges(model, readers=[EMBED]), "does not read a residual stream by itself"),
         (lambda: Edge.parse("decoder.1.mlp_out"), "is no edge: expected such as"),
         (lambda: Edge.parse("a -> b -> c"), "is no edge: expected such as"),
+        (lambda: Edge.parse("a -> b"), "'a' is no node: no Whisper has the hook 'hook_a'"),
+        (lambda: parse_parts(["foo"]), "'foo' is no node"),
     ):
         with pytest.raises(AnalysisError, match=message):
             call()

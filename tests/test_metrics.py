@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -77,13 +79,61 @@ def test_what_is_no_metric_is_refused() -> None:
 
 
 def test_tokens_by_text_or_number(whisper_base: HookedWhisper) -> None:
-    number = whisper_base.to_tokens(" the")
-    assert token_ids(whisper_base, [" the", 5]) == [*number, 5]
-    metric = LogitDifference.of(whisper_base, " the", 5, pos=1)
-    assert metric == LogitDifference(tuple(number), (5,), 1)  # type: ignore[arg-type]
-    with pytest.raises(AnalysisError, match=r"' conference call' is 2 tokens, .*, expected one"):
-        token_ids(whisper_base, " conference call")
-    with pytest.raises(AnalysisError, match="outside the vocabulary of 51865"):
-        token_ids(whisper_base, 51865)
-    with pytest.raises(AnalysisError, match="No token was given"):
-        token_ids(whisper_base, [])
+    the, stop, comma = (whisper_base.to_single_token(text) for text in (" the", ".", ","))
+    assert token_ids(whisper_base, [" the", 5]) == [the, 5]
+    assert LogitDifference.of(whisper_base, " the", 5, pos=1) == LogitDifference((the,), (5,), 1)
+    # A text is the token itself: no space comes before it.
+    assert (
+        LogitDifference.of(whisper_base, ".", ",")
+        == LogitDifference((13,), (11,))
+        == LogitDifference((stop,), (comma,))
+    )
+    assert token_ids(whisper_base, ["ing", " ing"]) == [
+        whisper_base.to_single_token("ing"),
+        *whisper_base.to_tokens("ing"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (" conference call", r"' conference call' is 2 tokens, .*, expected one: give the first one's text"),
+        ("Nobody", "'Nobody' is no single token, and ' Nobody', with the space before it, is one"),
+        ("", "'' is 0 tokens"),
+        (51865, "outside the vocabulary of 51865"),
+        (-1, "Token -1 is outside"),
+        ([], "No token was given"),
+    ],
+)
+def test_what_is_no_token_is_refused(whisper_base: HookedWhisper, tokens: Any, message: str) -> None:
+    with pytest.raises(AnalysisError, match=message):
+        token_ids(whisper_base, tokens)
+
+
+WORDS = torch.zeros(2, 5, dtype=torch.long)
+EMPTY = torch.tensor([[True] * 5, [True, True, False, False, False]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LogitDifference((1,), (2,), 5)(logits()), "There is no position 5: the run has 5, prompt included"),
+        (lambda: LogitDifference((1,), (2,), -6)(logits()), "There is no position -6"),
+        (lambda: LogitDifference((11,), (2,))(logits()), "Token 11 is outside the vocabulary of 11"),
+        (lambda: LogitDifference((-1,), (2,)), "token=-1: expected a whole number of at least 0"),
+        (lambda: LogitDifference((), (2,)), "Expected a tuple of token numbers, got a tuple of nothing"),
+        (lambda: LogProbability(WORDS, 2)(logits(3)), "The metric's tokens are 2 x 5, the run has 3 clips"),
+        (lambda: LogProbability(WORDS, 2)(logits(2, 4)), "the run has 2 clips of 4 positions"),
+        (lambda: LogProbability(WORDS + 11, 2)(logits()), "Token 11 is outside the vocabulary"),
+        (lambda: LogProbability(WORDS, 2, EMPTY, mean=True), r"The mask leaves nothing of clips \[1\] from position 2"),
+        (lambda: KLDivergence(logits(), 99), "start=99: expected a whole number from 0 to 4"),
+        (lambda: KLDivergence(logits(), 2, EMPTY), r"The mask leaves nothing of clips \[1\]"),
+        (
+            lambda: KLDivergence(logits(2, 4))(logits()),
+            r"The reference logits are \(2, 4, 11\), the run's \(2, 5, 11\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_run_is_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(AnalysisError, match=message):
+        call()

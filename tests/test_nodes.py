@@ -7,7 +7,16 @@ import torch
 from small import small_model
 
 from hooked_whisper import AnalysisError, HookedWhisper, HookNameError
-from hooked_whisper.analysis.nodes import Node, by_hook, check_nodes, nodes, seconds, windows
+from hooked_whisper.analysis.nodes import (
+    Node,
+    _hook_kinds,
+    by_hook,
+    check_disjoint,
+    check_nodes,
+    nodes,
+    seconds,
+    windows,
+)
 
 
 def test_every_head_and_mlp_of_whisper_base(whisper_base: HookedWhisper) -> None:
@@ -78,6 +87,16 @@ def test_what_is_no_node_is_refused(whisper_base: HookedWhisper) -> None:
         (lambda: nodes(whisper_base, "heads"), "Unknown part 'heads': .* Did you mean 'head'"),
         (lambda: nodes(whisper_base, stacks=["cross"]), "Unknown stack 'cross'"),
         (lambda: nodes(whisper_base, spans={"time": [(0, 1)]}), "Unknown axis 'time'"),
+        (lambda: Node("encoder.blocks.0.attn.hook_z", head=-1), "head of .*=-1: expected a whole number of at least 0"),
+        (lambda: Node("encoder.blocks.0.mlp.hook_post", unit=-1), "unit of .*=-1: expected a whole number of at least"),
+        (
+            lambda: Node("encoder.blocks.0.attn.hook_head", head=1),
+            "no Whisper has the hook 'encoder.blocks.0.attn.hook_head'",
+        ),
+        (
+            lambda: check_nodes(whisper_base, [Node("encoder.blocks.0.attn.hook_z", head=8)]),
+            "there is no head 8; .* has 8",
+        ),
         (lambda: nodes(whisper_base, layers=[6]), r"Layers \[6\] are not all among 0 to 5"),
         (lambda: windows(0, 10, 0), "No windows of 0 from 0 to 10"),
         (lambda: check_nodes(whisper_base, []), "No nodes were given"),
@@ -95,3 +114,56 @@ def test_windows_seconds_and_groups() -> None:
     assert seconds(0.5, 0.5) == (25, 26)
     first, second, third = Node("hook_mel"), Node("hook_logits"), Node("hook_mel", span=(0, 2))
     assert by_hook([first, second, third]) == {"hook_mel": [first, third], "hook_logits": [second]}
+
+
+def test_names_are_those_of_the_model(whisper_base: HookedWhisper) -> None:
+    assert {Node(hook).kind for hook in whisper_base.hook_dict} == _hook_kinds()
+    for hook in whisper_base.hook_dict:
+        assert Node.parse(hook) == Node.parse(str(Node(hook))) == Node(hook)
+    assert repr(Node.parse("decoder.5.cross.head.1[2:4]")) == "Node(decoder.5.cross.head.1[2:4])"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("decoder.5.crss.head.0", r"is no node: .*such as .* Did you mean 'decoder.5.cross.head'\?"),
+        ("decoder.5.cross.head.x", "no Whisper has the hook"),
+        ("encoder.0.mlp_outs", "Did you mean 'encoder.0.mlp_out'"),
+        ("encoder.0.mlp_out.1", "has no heads; its axes are batch frame d_model"),
+        ("encoder.hok_out.hook_sae_acts_post.u3", "no Whisper has the hook 'encoder.hok_out'"),
+        ("foo", "no Whisper has the hook 'hook_foo'"),
+        ("", "is no node"),
+    ],
+)
+def test_what_names_no_hook_is_refused(text: str, message: str) -> None:
+    with pytest.raises(AnalysisError, match=message):
+        Node.parse(text)
+
+
+@pytest.mark.parametrize(("start", "end"), [(2, 0.5), (-1, 0.5), (float("nan"), 1.0), (0, float("inf"))])
+def test_seconds_that_are_none(start: float, end: float) -> None:
+    with pytest.raises(AnalysisError, match="There are no frames from .*: expected 0 <= start <= end"):
+        seconds(start, end)
+
+
+Z, POST = "encoder.blocks.0.attn.hook_z", "encoder.blocks.0.mlp.hook_post"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "overlap"),
+    [
+        ([Node(Z, 0), Node(Z)], True),
+        ([Node(Z, 0), Node(Z, unit=3)], True),
+        ([Node(Z, 0, span=(0, 5)), Node(Z, 1, span=(0, 5)), Node(Z, 0, span=(4, 6))], True),
+        ([Node(Z, 0), Node(Z, 0, span=(7, 9))], True),
+        ([Node(POST), *(Node(POST, unit=unit) for unit in range(20))], True),
+        ([Node(Z, 0, span=(0, 5)), Node(Z, 0, span=(5, 6)), Node(Z, 1), Node(POST, span=(0, 5))], False),
+        ([Node(Z, span=(0, 5)), Node(Z, 0, span=(5, 6))], False),
+        ([Node(POST, unit=unit, span=span) for unit in range(20) for span in windows(0, 10, 3)], False),
+    ],
+)
+def test_nodes_that_share_a_place(chosen: list[Node], overlap: bool) -> None:
+    if not overlap:
+        return check_disjoint(chosen)
+    with pytest.raises(AnalysisError, match="overlap: give each place of an activation once"):
+        check_disjoint(chosen)
