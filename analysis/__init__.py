@@ -47,7 +47,7 @@ _EXPORTS = {
     "AblationResult": "ablation",
     "NodeStatistics": "ablation",
     "Circuit": "circuits",
-    "CircuitTask": "circuits",
+    "CircuitTask": "circuit_tasks",
     "random_circuits": "circuits",
     "learned_scores": "learned_circuits",
     "attribute": "attribution",
@@ -149,8 +149,8 @@ if TYPE_CHECKING:
     from hooked_whisper.analysis.alignment_heads import score_alignment_heads as score_alignment_heads
     from hooked_whisper.analysis.attribution import Attribution as Attribution
     from hooked_whisper.analysis.attribution import attribute as attribute
+    from hooked_whisper.analysis.circuit_tasks import CircuitTask as CircuitTask
     from hooked_whisper.analysis.circuits import Circuit as Circuit
-    from hooked_whisper.analysis.circuits import CircuitTask as CircuitTask
     from hooked_whisper.analysis.circuits import random_circuits as random_circuits
     from hooked_whisper.analysis.codes import FeatureCodes as FeatureCodes
     from hooked_whisper.analysis.codes import encode_store as encode_store

@@ -12,7 +12,6 @@ audio, tokens that are not padding.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from hooked_whisper.analysis.checks import INPUT, check_whole, described, expect, expect_metric, largest
 from hooked_whisper.analysis.contrast import ModelInput
 from hooked_whisper.analysis.edges import PartT, parse_parts
 from hooked_whisper.analysis.metrics import Metric, check_metric
 from hooked_whisper.analysis.nodes import Node, by_hook, check_nodes
 from hooked_whisper.analysis.partial_runs import RecordedRun, Values, check_replaceable, plan, run_chunk, start_of
+from hooked_whisper.analysis.result_files import figures, one_of, read_fields, written
 from hooked_whisper.axes import axes
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.model import HookedWhisper
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 else:
     By = str  # checked here, with a message that says more than a type checker's
 BATCH_SIZE = 8
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,12 @@ def node_statistics(
     chosen = check_nodes(model, nodes)
     check_replaceable(model, chosen)
     hooks = list(by_hook(chosen))
+    if isinstance(corpus, ModelInput) or not all(isinstance(inputs, ModelInput) for inputs in corpus):
+        raise AnalysisError(f"Expected a list of inputs, such as [ModelInput.of(model, ...)], got {described(corpus)}.")
     if not corpus:
         raise AnalysisError("No inputs were given to take means of.")
     n_clips = sum(map(len, corpus))
-    if not 0 <= bank <= n_clips:
+    if check_whole("bank", bank, None) < 0 or bank > n_clips:
         raise AnalysisError(f"bank={bank}: the corpus has {n_clips} clips.")
     for hook in hooks:
         _refuse_patterns(hook)
@@ -155,10 +157,12 @@ def ablated(
 ) -> Iterator[HookedWhisper]:
     """All of the nodes ablated for the length of a `with` block, in whatever the model is used for.
 
-    While the model writes a text, the decoder sees one position at a time: spans of tokens then mean nothing.
+    While the model writes a text, the decoder sees one new position at a time, so nodes with a span of tokens are
+    refused there.
 
     Raises:
-        AnalysisError: no nodes, an unknown way, or statistics that lack what it needs.
+        AnalysisError: no nodes, an unknown way, or statistics that lack what it needs; within the block, spans of
+            tokens while the model writes a text.
     """
     chosen = check_ablation(model, nodes, by, statistics)
 
@@ -171,8 +175,36 @@ def ablated(
 
         return replace
 
-    with model.hooks(fwd_hooks=[(hook, hook_for(here)) for hook, here in by_hook(chosen).items()]):
+    hooks = [(hook, hook_for(here)) for hook, here in by_hook(chosen).items()]
+    with whole_texts(model, chosen), model.hooks(fwd_hooks=hooks):
         yield model
+
+
+@contextmanager
+def whole_texts(model: HookedWhisper, nodes: Sequence[Node]) -> Iterator[None]:
+    """While it lasts, the decoder refuses to go on from tokens that it has read, where nodes have spans of tokens.
+
+    Raises:
+        AnalysisError: within the block; a span would count from the new tokens, and be another one at every step.
+    """
+    spanned = next((node for node in nodes if node.span is not None and node.position_axis == "pos"), None)
+    if spanned is None:
+        yield
+        return
+
+    def refuse(_decoder: torch.nn.Module, _inputs: Any, options: dict[str, Any]) -> None:
+        past = options.get("past")
+        if past is not None and past.get_seq_length():
+            raise AnalysisError(
+                f"{spanned} has a span of tokens: while the model writes, it sees one new token at each step, and not "
+                "those. Leave the span out, or give the text."
+            )
+
+    handle = model.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -197,10 +229,13 @@ class AblationResult(Generic[PartT]):
         return self.effects - self.whole
 
     def top(self, n: int = 10) -> list[tuple[PartT, float]]:
-        """The nodes whose ablation changes the metric most, mean over clips, largest change first."""
+        """The n nodes whose ablation changes the metric most, either way, mean over clips, largest change first.
+
+        Raises:
+            AnalysisError: n below 1.
+        """
         means = self.change.mean(1)
-        order = means.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(self.nodes[i], float(means[i])) for i in order]
+        return [(self.nodes[i], float(means[i])) for i in largest(means, n)]
 
     def plot(self) -> Figure:
         """A heatmap of changes for each kind of node, or of edge, mean over clips.
@@ -214,14 +249,14 @@ class AblationResult(Generic[PartT]):
 
     def to_json(self) -> str:
         """All of it as JSON; `from_json` reads it back, exactly."""
-        data = {
-            "format": FORMAT,
-            "by": self.by,
-            "nodes": [str(node) for node in self.nodes],
-            "effects": self.effects.tolist(),
-            "whole": self.whole.tolist(),
-        }
-        return json.dumps(data)
+        return written(
+            {
+                "by": self.by,
+                "nodes": [str(node) for node in self.nodes],
+                "effects": self.effects.tolist(),
+                "whole": self.whole.tolist(),
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> AblationResult[Any]:
@@ -230,14 +265,10 @@ class AblationResult(Generic[PartT]):
         Raises:
             AnalysisError: no JSON, or not of a result.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise AnalysisError(f"No ablation result: the text is no JSON ({error}).") from error
-        if not isinstance(data, dict) or set(data) != {"format", "by", "nodes", "effects", "whole"}:
-            raise AnalysisError(f"No ablation result of format {FORMAT}: expected what AblationResult.to_json writes.")
-        effects, whole = (torch.tensor(data[key], dtype=torch.float64) for key in ("effects", "whole"))
-        return cls(parse_parts(data["nodes"]), effects, whole, data["by"])
+        fields = ("by", "nodes", "effects", "whole")
+        data = read_fields(text, "ablation result", "AblationResult.to_json", fields)
+        nodes, whole = parse_parts(data["nodes"]), figures(data, "whole", None)
+        return cls(nodes, figures(data, "effects", len(nodes), len(whole)), whole, one_of(data, "by", WAYS))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -264,6 +295,8 @@ def ablate(
     Raises:
         AnalysisError: as `ablated`; a metric that is not one finite number for each clip.
     """
+    expect(inputs, ModelInput, INPUT)
+    expect_metric(metric)
     chosen = check_ablation(model, nodes, by, statistics)
     recorded = RecordedRun(model, inputs, {start_of(model, node.hook) for node in chosen})
     batch = len(inputs)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from hooked_whisper.alignment import token_times
+from hooked_whisper.analysis.checks import described, expect_all
 from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.audio import FRAMES_PER_SECOND, AudioInput
 from hooked_whisper.cache import WhisperCache
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Head = tuple[int, int]  # layer, head
+HEADS = "pairs of (layer, head), such as [(5, 1)]"
 WIDTH, STEP = 10, 5  # frames of 20 ms
 _AT_ONCE = 32  # stretches that are hidden in one pass
 _PATTERN, _SCORES = "decoder.blocks.{}.cross_attn.hook_pattern", "decoder.blocks.{}.cross_attn.hook_attn_scores"
@@ -329,10 +331,15 @@ def _hiding(model: HookedWhisper, hidden: Tensor, heads: Sequence[Head] | None) 
 
 
 def without_heads(heads: Sequence[Head]) -> list[tuple[str, HookFunction]]:
-    """Hooks that knock out cross-attention heads: they read nothing, for `model.hooks(fwd_hooks=...)`."""
+    """Hooks that knock out cross-attention heads: they read nothing, for `model.hooks(fwd_hooks=...)`.
+
+    A head that the model does not have is an AnalysisError when its layer runs, a layer a HookNameError before.
+    """
+    expect_all(heads, tuple, HEADS)
 
     def hook(of_layer: list[int]) -> HookFunction:
         def knock_out(pattern: Tensor, hook: HookPoint) -> Tensor:
+            check_heads([(0, head) for head in of_layer], 1, pattern.shape[1])
             pattern = pattern.clone()
             pattern[:, of_layer] = 0
             return pattern
@@ -363,9 +370,13 @@ def view_heads(reading: Reading, heads: Sequence[Head]) -> Any:
 
 def check_heads(heads: Sequence[Head], n_layers: int, n_heads: int) -> None:
     """Raises AnalysisError unless all are (layer, head) of the decoder, at least one."""
-    if not heads:
+    pairs = expect_all(heads, tuple, HEADS)
+    if not pairs:
         raise AnalysisError("No heads were given: expected pairs of (layer, head).")
-    for layer, head in heads:
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+            raise AnalysisError(f"Expected {HEADS}, got {described(pair)}.")
+        layer, head = pair
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
             raise AnalysisError(
                 f"There is no cross-attention head ({layer}, {head}): expected layer 0 to {n_layers - 1} and head 0 to "

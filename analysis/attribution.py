@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from hooked_whisper.analysis.checks import CONTRAST, check_whole, expect, largest
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.gradient_passes import ChunkMetric, Path, frozen, in_decoder
 from hooked_whisper.analysis.metrics import Metric
@@ -81,11 +82,14 @@ class Attribution:
         """Scores, mean over the clips."""
         return self.scores.mean(1)
 
-    def top(self, n: int) -> list[tuple[Node, float]]:
-        """The n nodes with the largest effects of either sign, mean over the clips, largest first."""
+    def top(self, n: int = 10) -> list[tuple[Node, float]]:
+        """The n nodes with the largest effects of either sign, mean over the clips, largest first.
+
+        Raises:
+            AnalysisError: n below 1.
+        """
         mean = self.mean
-        order = mean.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(self.nodes[place], float(mean[place])) for place in order]
+        return [(self.nodes[place], float(mean[place])) for place in largest(mean, n)]
 
     def plot(self) -> Figure:
         """Scores as a picture, mean over the clips: heads by layer, or nodes by span."""
@@ -140,8 +144,7 @@ def attribute(
     chosen = check_nodes(model, nodes)
     n_steps = _checked_steps(method, along, steps)
     base, other = sides(contrast, direction)
-    if batch_size < 1:
-        raise AnalysisError(f"batch_size={batch_size}: expected at least 1.")
+    check_whole("batch_size", batch_size)
     n_clips = len(contrast)
     scores, before, after = (
         torch.zeros(size, dtype=torch.float64) for size in ((len(chosen), n_clips), (n_clips,), (n_clips,))
@@ -181,8 +184,9 @@ def sides(contrast: Contrast, direction: Direction) -> tuple[ModelInput, ModelIn
     """The base run's input, and that of the run that activations come from.
 
     Raises:
-        AnalysisError: another direction.
+        AnalysisError: no contrast, or another direction.
     """
+    expect(contrast, Contrast, CONTRAST)
     if direction not in ("denoise", "noise"):
         raise AnalysisError(f"Unknown direction {direction!r}: expected 'denoise' or 'noise'.")
     if direction == "denoise":
@@ -195,8 +199,13 @@ def _checked_steps(method: str, along: str, steps: int | None) -> int:
         raise AnalysisError(f"Unknown method {method!r}: expected 'patching' or 'integrated'.")
     if along not in ("nodes", "inputs"):
         raise AnalysisError(f"Unknown along={along!r}: expected 'nodes' or 'inputs'.")
+    if method == "patching" and along == "inputs":
+        raise AnalysisError(
+            "along='inputs' does not go with method='patching', which takes the gradient at the base alone: pass "
+            "method='integrated'."
+        )
     default = 1 if method == "patching" else (32 if along == "nodes" else 10)
-    n_steps = default if steps is None else steps
+    n_steps = default if steps is None else check_whole("steps", steps, None)
     if n_steps < 1 or (method == "patching" and n_steps != 1):
         raise AnalysisError(
             f"steps={n_steps} does not go with method={method!r}: 'patching' takes the gradient at the base alone, "

@@ -13,6 +13,7 @@ from hooked_whisper.errors import AnalysisError
 METRIC = "a metric, a function of logits such as LogitDifference.of(model, ' yes', ' no')"
 CONTRAST = "a contrast, such as Contrast.of(model, clean='a.wav', corrupted='b.wav', text='', language='en')"
 INPUT = "an input, such as ModelInput.of(model, 'speech.wav', text, language='en') or the clean side of a contrast"
+CACHE = "a cache, which model.run_with_cache('speech.wav', language='en') gives beside the logits"
 Kind = type | tuple[type, ...]
 _SHOWN = 60  # characters of what was given
 

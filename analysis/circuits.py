@@ -7,7 +7,8 @@
     task = CircuitTask(model, contrast, edges(model), metric)
     circuit = Circuit.top(task.universe, attribute_edges(model, contrast, metric).of(task.universe).mean(1), 500)
 
-With m the metric of the clean run in which everything outside a set of nodes is ablated, and sums over clips:
+With m the metric of the clean run in which everything outside a set of nodes is ablated (`circuit_tasks`), and sums
+over clips:
 
     faithfulness(C) = (m(C) - m(nothing)) / (m(everything) - m(nothing))
     completeness(C) = 1 - faithfulness(everything but C)
@@ -15,223 +16,31 @@ With m the metric of the clean run in which everything outside a set of nodes is
 Both are 1 for a perfect circuit (Wang et al. 2023, arXiv:2211.00593; Marks et al. 2024, arXiv:2403.19647, who write
 completeness as the faithfulness of the complement). Faithfulness can leave 0 to 1: what was ablated may have worked
 against the task. It belongs to the way of ablating and to the clips: find a circuit on some, evaluate it on others.
-
-A node outside is replaced wherever it is read. An edge outside is replaced for its reader alone, which takes in what
-stands in for the writer, and not what the writer writes in the run of the circuit.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from hooked_whisper.analysis.ablation import NodeStatistics, ablation_values, check_ablation
-from hooked_whisper.analysis.contrast import Contrast, ModelInput
-from hooked_whisper.analysis.edge_runs import EdgeRuns
-from hooked_whisper.analysis.edges import Edge, PartT, check_edges, parse_parts
-from hooked_whisper.analysis.metrics import Metric, check_metric
-from hooked_whisper.analysis.nodes import Node, check_nodes
-from hooked_whisper.analysis.partial_runs import RecordedRun, Start, Values, check_replaceable, run_sets, start_of
+from hooked_whisper.analysis.checks import check_whole, expect, expect_all
+from hooked_whisper.analysis.circuit_tasks import TASK, CircuitTask, check_one_sort
+from hooked_whisper.analysis.edges import Edge, PartT, parse_parts
+from hooked_whisper.analysis.nodes import NODES, Node
+from hooked_whisper.analysis.result_files import load_text, read_fields, save_text, written
 from hooked_whisper.errors import AnalysisError
-from hooked_whisper.model import HookedWhisper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-OUTSIDE = ("corrupted", "mean", "resample", "zero")
-if TYPE_CHECKING:
-    Outside = Literal["corrupted", "mean", "resample", "zero"]
-else:
-    Outside = str  # checked here, with a message that says more than a type checker's
-FORMAT = 1
-_SAME = 1e-9
-
-
-class CircuitTask(Generic[PartT]):
-    """What circuits are measured by: a model, clips, a metric, and what stands in for the nodes left out.
-
-    Args:
-        contrast: circuits run on its clean side.
-        universe: all nodes, or all edges, that a circuit may hold; whatever is not among them stays as it is.
-        metric: of the logits.
-        by: what is put into nodes outside, or what readers of edges outside take in: the activation in the "corrupted"
-            run, the "mean", a "resample" of another clip, or "zero".
-        statistics: for "mean" and "resample"; see `node_statistics`; of edges, those of their writers.
-        seed: of the draws of "resample".
-        batch_size: rows (circuits times clips) of one pass at most.
-
-    Attributes:
-        whole: the metric of the model as it is, [batch].
-        empty: the metric with every node of the universe ablated, [batch].
-
-    Raises:
-        AnalysisError: no nodes, a node twice, nodes and edges together, an unknown way, or a metric that ablating the
-            whole universe leaves as it is.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        model: HookedWhisper,
-        contrast: Contrast,
-        universe: Sequence[PartT],
-        metric: Metric,
-        *,
-        by: Outside = "corrupted",
-        statistics: NodeStatistics | None = None,
-        seed: int = 0,
-        batch_size: int = 8,
-    ) -> None:
-        if by not in OUTSIDE:
-            raise AnalysisError(f"Unknown ablation {by!r}: expected {', '.join(OUTSIDE)}.")
-        if by in ("mean", "resample") and statistics is None:
-            raise AnalysisError(f"by={by!r} needs statistics=: node_statistics(model, corpus, nodes) makes them.")
-        self.model, self.metric, self.batch_size = model, metric, batch_size
-        edges = [part for part in universe if isinstance(part, Edge)]
-        if edges and len(edges) < len(universe):
-            raise AnalysisError(
-                f"{len(edges)} of {len(universe)} parts of the universe are edges: take edges or nodes."
-            )
-        runs: Any = _EdgeCircuits if edges else _NodeCircuits
-        self._runs = runs(model, contrast, universe, by, statistics, seed)
-        self.universe: tuple[PartT, ...] = tuple(universe)
-        self._clean: RecordedRun = self._runs.clean
-        self.whole = check_metric(metric(self._clean.logits), len(contrast)).double().cpu()
-        self.empty = self.metrics([()])[0]
-        difference, scale = float((self.whole - self.empty).sum()), float(self.whole.abs().sum())
-        if abs(difference) <= _SAME * scale:
-            raise AnalysisError(
-                f"Ablating the whole universe of {len(self.universe)} nodes leaves the metric as it is "
-                f"({float(self.whole.mean()):.6g}): choose nodes or a metric for which it matters."
-            )
-
-    @torch.no_grad()
-    def metrics(
-        self, circuits: Sequence[Sequence[PartT]], *, progress: bool | None = False
-    ) -> Float[Tensor, "circuit batch"]:
-        """The metric with everything outside each circuit ablated."""
-        found = []
-        size = max(1, self.batch_size // len(self._clean))
-        hidden = None if progress is None else not progress
-        with tqdm(total=len(circuits), desc="circuits", unit="circuit", disable=hidden) as bar:
-            for at in range(0, len(circuits), size):
-                kept = [set(circuit) for circuit in circuits[at : at + size]]
-                outside = [[node for node in self.universe if node not in circuit] for circuit in kept]
-                outputs = self._runs.logits(outside, self.batch_size)
-                found += [check_metric(self.metric(logits), len(self._clean)).double().cpu() for logits in outputs]
-                bar.update(len(kept))
-        return torch.stack(found)
-
-    def faithfulness(
-        self, circuits: Sequence[Sequence[PartT]], *, progress: bool | None = False
-    ) -> Float[Tensor, " circuit"]:
-        """Of each circuit, over all clips together: 0 as good as nothing, 1 as good as the whole model."""
-        return self.share(self.metrics(circuits, progress=progress))
-
-    @property
-    def clean(self) -> ModelInput:
-        """What circuits run on."""
-        return self._clean.inputs
-
-    @property
-    def encoder_out(self) -> Float[Tensor, "batch frame d_model"]:
-        """What the encoder makes of it, as it is."""
-        return self._clean.encoder_out
-
-    def ablated(self, node: Node) -> Tensor | float:
-        """What stands in a node outside a circuit, or in for an edge's writer; broadcasts to its activation."""
-        return self._runs.values[node]
-
-    def lost(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, " batch"]:
-        """With a gradient: for each clip, the share of the metric that is lost, 0 for the whole model, 1 for nothing.
-
-        Clips for which ablating the whole universe changes little count little: each is measured against the mean.
-
-        Raises:
-            AnalysisError: a metric without a gradient.
-        """
-        found = check_metric(self.metric(logits), len(self.whole), gradient=True)
-        scale = (self.whole - self.empty).mean()
-        return (self.whole.to(found) - found) / scale.to(found)
-
-    def share(self, metrics: Float[Tensor, "circuit batch"]) -> Float[Tensor, " circuit"]:
-        """Metrics as shares of the way from the empty circuit to the whole model."""
-        return (metrics - self.empty).sum(1) / (self.whole - self.empty).sum()
-
-
-class _NodeCircuits:
-    """Runs of the clean side with sets of nodes ablated."""
-
-    def __init__(
-        self,
-        model: HookedWhisper,
-        contrast: Contrast,
-        universe: Sequence[Node],
-        by: Outside,
-        statistics: NodeStatistics | None,
-        seed: int,
-    ) -> None:
-        check_replaceable(model, check_nodes(model, universe))
-        self._starts = {node: start_of(model, node.hook) for node in universe}
-        starts = set(self._starts.values())
-        self.clean = RecordedRun(model, contrast.clean, starts)
-        if by == "corrupted":
-            self.values = _activations(RecordedRun(model, contrast.corrupted, starts), self._starts)
-        else:
-            self.values = ablation_values(contrast.clean, universe, by, statistics, seed)
-
-    def logits(self, outside: Sequence[Sequence[Node]], batch_size: int) -> list[Tensor]:
-        starts = [self._starts[node] for nodes in outside for node in nodes]
-        if not starts:
-            return [self.clean.logits] * len(outside)
-        return run_sets(self.clean, min(starts), outside, self.values, batch_size)
-
-
-class _EdgeCircuits:
-    """Runs of the clean side with sets of edges exchanged."""
-
-    def __init__(
-        self,
-        model: HookedWhisper,
-        contrast: Contrast,
-        universe: Sequence[Edge],
-        by: Outside,
-        statistics: NodeStatistics | None,
-        seed: int,
-    ) -> None:
-        chosen = check_edges(model, universe)
-        writers = list(dict.fromkeys(edge.writer for edge in chosen))
-        self._runs = EdgeRuns(model, contrast.clean, chosen)
-        self.clean = self._runs.recorded
-        if by == "corrupted":
-            self.values = EdgeRuns(model, contrast.corrupted, chosen).written(writers)
-        else:
-            check_ablation(model, writers, by, statistics)
-            self.values = ablation_values(contrast.clean, writers, by, statistics, seed)
-
-    def logits(self, outside: Sequence[Sequence[Edge]], batch_size: int) -> list[Tensor]:
-        return self._runs.logits(outside, self.values, batch_size)
-
-
-def _activations(run: RecordedRun, starts: dict[Node, Start]) -> Values:
-    """Activations of nodes in a run, each copied out of its hook's."""
-    groups: dict[Start, list[Node]] = {}
-    for node, start in starts.items():
-        groups.setdefault(start, []).append(node)
-    found: dict[Node, Tensor | float] = {}
-    for start, nodes in groups.items():
-        seen = run.activations(start, sorted({node.hook for node in nodes}))
-        found |= {node: node.read(seen[node.hook]) for node in nodes}
-    return found
 
 
 @dataclass(frozen=True)
@@ -283,13 +92,16 @@ class Circuit(Generic[PartT]):
     """Nodes kept, out of a universe of nodes, or edges out of edges; both in the universe's order.
 
     Raises:
-        AnalysisError: a node outside the universe, or one twice.
+        AnalysisError: a node outside the universe, one twice, nodes and edges together, or what is neither.
     """
 
     nodes: tuple[PartT, ...]
     universe: tuple[PartT, ...]
 
     def __post_init__(self) -> None:
+        for name in ("nodes", "universe"):
+            object.__setattr__(self, name, tuple(expect_all(getattr(self, name), (Node, Edge), NODES)))
+        check_one_sort(self.universe)
         order = {node: i for i, node in enumerate(self.universe)}
         if len(order) < len(self.universe):
             raise AnalysisError("The universe names a node twice.")
@@ -310,8 +122,7 @@ class Circuit(Generic[PartT]):
             AnalysisError: not one finite score for each node, or n that is not 0 to their number.
         """
         values = _checked_scores(universe, scores)
-        if not 0 <= n <= len(universe):
-            raise AnalysisError(f"n={n}: expected 0 to {len(universe)}, the number of nodes.")
+        _check_size(n, len(universe))
         chosen = values.argsort(descending=True, stable=True)[:n].tolist()
         return cls(tuple(universe[i] for i in chosen), tuple(universe))
 
@@ -320,8 +131,10 @@ class Circuit(Generic[PartT]):
         """The nodes whose scores are at least `at`.
 
         Raises:
-            AnalysisError: not one finite score for each node.
+            AnalysisError: not one finite score for each node, or a threshold that is no number.
         """
+        if math.isnan(at):
+            raise AnalysisError("at=nan: expected a number, which scores can be compared with.")
         chosen = (_checked_scores(universe, scores) >= at).nonzero()[:, 0].tolist()
         return cls(tuple(universe[i] for i in chosen), tuple(universe))
 
@@ -341,11 +154,17 @@ class Circuit(Generic[PartT]):
         A step costs `width` runs. It ends when `faithfulness` is reached, or with n nodes, or with all.
 
         Raises:
-            AnalysisError: not one finite score for each node of the task's universe, a width below 1.
+            AnalysisError: not one finite score for each node of the task's universe, a width below 1, n that is not 0
+                to their number, a faithfulness that is no number.
         """
+        expect(task, CircuitTask, TASK)
         values = _checked_scores(task.universe, scores)
-        if width < 1:
+        if check_whole("width", width, None) < 1:
             raise AnalysisError(f"width={width}: expected at least 1 candidate at each step.")
+        if math.isnan(faithfulness):
+            raise AnalysisError("faithfulness=nan: expected a share to reach, such as 0.8.")
+        if n is not None:
+            _check_size(n, len(task.universe))
         left = [task.universe[i] for i in values.argsort(descending=True, stable=True).tolist()]
         kept: list[PartT] = []
         reached = 0.0
@@ -377,9 +196,10 @@ class Circuit(Generic[PartT]):
             seed: of that draw.
 
         Raises:
-            AnalysisError: another universe than the task's.
+            AnalysisError: another universe than the task's, or a minimality below 0.
         """
         self._check(task)
+        check_whole("minimality", int(minimality) if isinstance(minimality, bool) else minimality, 0)
         if minimality is True:
             dropped = list(self.nodes)
         else:
@@ -405,7 +225,7 @@ class Circuit(Generic[PartT]):
             AnalysisError: another universe than the task's, or n below 1.
         """
         self._check(task)
-        if n < 1:
+        if check_whole("n", n, None) < 1:
             raise AnalysisError(f"n={n}: expected at least 1 random circuit.")
         drawn = random_circuits(self, n, seed=seed)
         own, *others = task.faithfulness(
@@ -414,6 +234,7 @@ class Circuit(Generic[PartT]):
         return RandomComparison(own, torch.tensor(others, dtype=torch.float64))
 
     def _check(self, task: CircuitTask[PartT]) -> None:
+        expect(task, CircuitTask, TASK)
         if set(task.universe) != set(self.universe):
             raise AnalysisError(
                 f"The circuit is out of {len(self.universe)} nodes, the task is about {len(task.universe)}, and they "
@@ -424,8 +245,7 @@ class Circuit(Generic[PartT]):
 
     def to_json(self) -> str:
         """Nodes and universe by name; `from_json` reads them back."""
-        names = {"nodes": list(map(str, self.nodes)), "universe": list(map(str, self.universe))}
-        return json.dumps({"format": FORMAT, **names}, indent=1)
+        return written({"nodes": list(map(str, self.nodes)), "universe": list(map(str, self.universe))}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Circuit[Any]:
@@ -434,28 +254,25 @@ class Circuit(Generic[PartT]):
         Raises:
             AnalysisError: no JSON, or not of a circuit.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise AnalysisError(f"No circuit: the text is no JSON ({error}).") from error
-        if not isinstance(data, dict) or set(data) != {"format", "nodes", "universe"} or data["format"] != FORMAT:
-            raise AnalysisError(f"No circuit of format {FORMAT}: expected what Circuit.to_json writes.")
-        nodes, universe = (parse_parts(data[key]) for key in ("nodes", "universe"))
-        return cls(nodes, universe)
+        data = read_fields(text, "circuit", "Circuit.to_json", ("nodes", "universe"))
+        return cls(parse_parts(data["nodes"]), parse_parts(data["universe"]))
 
     def save(self, path: str | Path) -> Path:
-        """Writes `to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-        return Path(path)
+        """Writes `to_json` to a file, and makes its folder where it is missing.
+
+        Raises:
+            AnalysisError: it cannot be written.
+        """
+        return save_text(self.to_json(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit[Any]:
         """Reads what `save` wrote.
 
         Raises:
-            AnalysisError: see `from_json`.
+            AnalysisError: it cannot be read; see `from_json`.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return cls.from_json(load_text(path))
 
     def draw(self, *, labels: bool = True) -> Figure:
         """A graph, a column for each layer: kept nodes along the residual streams, or kept edges as lines between them.
@@ -489,7 +306,13 @@ def random_circuits(like: Circuit[PartT], n: int, *, seed: int = 0) -> list[Circ
     ]
 
 
+def _check_size(n: int, n_nodes: int) -> None:
+    if not 0 <= check_whole("n", n, None) <= n_nodes:
+        raise AnalysisError(f"n={n}: expected 0 to {n_nodes}, the number of nodes.")
+
+
 def _checked_scores(universe: Sequence[Node | Edge], scores: Tensor) -> Tensor:
+    expect(scores, Tensor, "scores as a tensor, one for each node of the universe")
     if scores.shape != (len(universe),):
         raise AnalysisError(
             f"The scores have shape {tuple(scores.shape)}, expected ({len(universe)},): one for each node of the "

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hooked_whisper.analysis.checks import check_clips, expect
 from hooked_whisper.audio import SAMPLE_RATE, AudioInput
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.inputs import TextInput, language_codes, split_text, with_prompts
@@ -62,8 +63,12 @@ class ModelInput:
         return len(self.tokens)
 
     def select(self, clips: Sequence[int]) -> ModelInput:
-        """The same for some of the clips."""
-        rows = list(clips)
+        """The same for some of the clips, by their numbers.
+
+        Raises:
+            AnalysisError: no clips, or one that is not there.
+        """
+        rows = check_clips(clips, len(self))
         masks = (None if mask is None else mask[rows] for mask in (self.frame_mask, self.token_mask))
         return ModelInput(self.mel[rows], self.tokens[rows], *masks)
 
@@ -76,12 +81,31 @@ class Contrast:
         clean, corrupted: the two.
         token_mask: [batch pos], False where a clip's tokens are padding.
         prompt_lengths: for each clip, how many of its first tokens are the prompt.
+
+    Raises:
+        AnalysisError: sides of different shapes.
     """
 
     clean: ModelInput
     corrupted: ModelInput
     token_mask: Bool[Tensor, "batch pos"]
     prompt_lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for side in (self.clean, self.corrupted):
+            expect(side, ModelInput, "a ModelInput as each side; Contrast.of(model, ...) makes them of audio and text")
+        for what in ("mel", "tokens"):
+            one, other = (tuple(getattr(side, what).shape) for side in (self.clean, self.corrupted))
+            if one != other:
+                raise AnalysisError(
+                    f"The clean side's {what} have shape {one}, the corrupted one's {other}: expected one."
+                )
+        shape = tuple(self.clean.tokens.shape)
+        if tuple(self.token_mask.shape) != shape or len(self.prompt_lengths) != shape[0]:
+            raise AnalysisError(
+                f"The tokens are {shape}, the mask {tuple(self.token_mask.shape)}, and {len(self.prompt_lengths)} "
+                "lengths of prompts were given: expected a mask of the tokens' shape, and a length for each clip."
+            )
 
     @classmethod
     def of(
@@ -125,6 +149,8 @@ class Contrast:
                 f"{other_mask.sum(1).tolist()}, prompt included: positions can be compared only if the two are of the "
                 "same length. Choose words of as many tokens (model.to_str_tokens shows them)."
             )
+        if torch.equal(mel, other) and torch.equal(tokens, other_tokens):
+            raise AnalysisError("Nothing differs: both sides have the same sound and the same text.")
         sides = ModelInput(mel, tokens, frames, mask), ModelInput(other, other_tokens, other_frames, mask)
         return cls(*sides, mask, lengths)
 
@@ -132,8 +158,12 @@ class Contrast:
         return len(self.clean)
 
     def select(self, clips: Sequence[int]) -> Contrast:
-        """The same for some of the clips."""
-        rows = list(clips)
+        """The same for some of the clips, by their numbers.
+
+        Raises:
+            AnalysisError: no clips, or one that is not there.
+        """
+        rows = check_clips(clips, len(self))
         lengths = tuple(self.prompt_lengths[i] for i in rows)
         return Contrast(self.clean.select(rows), self.corrupted.select(rows), self.token_mask[rows], lengths)
 

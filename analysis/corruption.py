@@ -9,12 +9,15 @@ the language (and in the shipped clips the voice).
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.analysis.checks import check_whole, described, expect
 from hooked_whisper.audio import SAMPLE_RATE
 from hooked_whisper.errors import AnalysisError, did_you_mean
 from hooked_whisper.speech import Clip, clips
@@ -50,8 +53,9 @@ def noise(
         AnalysisError: no waveform, a span outside the clip or silent, a ratio that is not finite.
     """
     _check_waveform(clip)
-    if not torch.isfinite(torch.tensor(float(snr))):
-        raise AnalysisError(f"snr={snr} dB: expected a finite number; silence() takes the clip away altogether.")
+    if not isinstance(snr, Real) or not math.isfinite(snr):
+        raise AnalysisError(f"snr={snr!r} dB: expected a finite number; silence() takes the clip away altogether.")
+    check_whole("seed", seed, None)
     start, end = (0, len(clip)) if span is None else _samples(span, len(clip))
     part = clip[start:end]
     power = part.double().pow(2).mean()
@@ -124,6 +128,7 @@ def translation(clip: Clip, language: str) -> Clip:
         LanguageError: a language that is not shipped.
         AnalysisError: a clip that is not a shipped one.
     """
+    expect(clip, Clip, "a shipped clip, such as clips('en', 'vm-sorry')[0]; its waveform does not tell what it is")
     found = {other.key: other for other in clips(language)}
     if clip.key not in found:
         near = did_you_mean(clip.key, found)
@@ -140,9 +145,14 @@ def _check_waveform(clip: Any) -> None:
             f"Expected a waveform, one row of floats at 16 kHz, got {found}: hooked_whisper.audio.load_audio makes one "
             "of a file or an array."
         )
+    if not torch.isfinite(clip).all():
+        raise AnalysisError(f"{int((~torch.isfinite(clip)).sum())} samples of the waveform are not finite.")
 
 
 def _samples(span: Seconds, n_samples: int) -> tuple[int, int]:
+    pair = isinstance(span, tuple | list) and len(span) == 2 and all(isinstance(at, Real) for at in span)
+    if not pair or not all(map(math.isfinite, span)):
+        raise AnalysisError(f"Expected a span (start, end) in seconds, such as (0.5, 1.0), got {described(span)}.")
     start, end = (round(at * SAMPLE_RATE) for at in span)
     if not 0 <= start < end <= n_samples:
         raise AnalysisError(

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooked_whisper.analysis.checks import CACHE, check_clip, expect, largest
 from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.analysis.metrics import token_ids
 from hooked_whisper.cache import WhisperCache
@@ -73,16 +74,19 @@ class DirectAttribution:
         return self.values[self.labels.index(label)]
 
     def top(self, n: int = 10, *, clip: int = 0) -> list[tuple[str, float]]:
-        """The `n` parts of largest size, with what they add."""
-        values = self.values[:, clip]
-        order = values.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(self.labels[i], float(values[i])) for i in order]
+        """The `n` parts of largest size, with what they add, largest first.
+
+        Raises:
+            AnalysisError: n below 1, or a clip that is not there.
+        """
+        values = self.values[:, check_clip(clip, self.values.shape[1])]
+        return [(self.labels[i], float(values[i])) for i in largest(values, n)]
 
     def plot(self, n: int = 25, *, clip: int = 0) -> Figure:
         """Bars of the `n` parts of largest size, in their order in the model.
 
         Raises:
-            MissingExtraError: matplotlib is not installed.
+            AnalysisError: see `top`. MissingExtraError: matplotlib is not installed.
         """
         kept = {label for label, _ in self.top(n, clip=clip)}
         shown = [(label, float(v)) for label, v in zip(self.labels, self.values[:, clip], strict=True) if label in kept]
@@ -114,7 +118,8 @@ def direct_attribution(
 
     Args:
         cache: of a run with the batch dimension, residuals and outputs of the decoder's layers kept.
-        answer: a token as text or number; several are averaged. None takes what the model finds likeliest there.
+        answer: a token as number or exact text (" cat" and "cat" are two); several are averaged. None takes what the
+            model finds likeliest there.
         wrong: the same for what it is held against; None explains the logit alone.
         pos: the position whose logits are explained (it predicts the token after it), prompt included; None takes each
             clip's last token, and negative numbers count from there.
@@ -133,6 +138,7 @@ def direct_attribution(
         raise AnalysisError(f"Unknown by={by!r}: expected {', '.join(PARTS)}.")
     if (by == "feature") != (sae is not None):
         raise AnalysisError('by="feature" needs sae=, the SAE whose features are meant; nothing else takes one.')
+    expect(cache, WhisperCache, CACHE)
     if cache.model is None or not cache.has_batch_dim:
         raise AnalysisError("Direct attribution needs a cache that has its model and its batch dimension.")
     place = _Place(cache, pos)

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.analysis.attribution import Direction, sides
+from hooked_whisper.analysis.checks import check_whole, largest
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.edge_runs import encoder_stream
 from hooked_whisper.analysis.edges import CROSS_FRAMES, Edge, check_edges, joined, readers, split_inputs, writers
@@ -82,12 +83,19 @@ class EdgeAttribution:
             unknown = edges[missing[0]]
         raise AnalysisError(f"There is no edge {unknown} here; edges with spans have no scores.")
 
-    def top(self, n: int) -> list[tuple[Node, Node, float]]:
-        """The n edges with the largest effects of either sign, mean over the clips."""
-        mean = self.scores.mean(2).nan_to_num(0.0).flatten()
-        order = mean.abs().argsort(descending=True, stable=True)[:n].tolist()
-        width = len(self.readers)
-        return [(self.writers[at // width], self.readers[at % width], float(mean[at])) for at in order]
+    def top(self, n: int = 10) -> list[tuple[Node, Node, float]]:
+        """The n edges with the largest effects of either sign, mean over the clips, largest first; all if n is more.
+
+        Raises:
+            AnalysisError: n below 1.
+        """
+        mean = self.scores.mean(2)
+        rows, columns = (~mean.isnan()).nonzero(as_tuple=True)  # where there are edges
+        values = mean[rows, columns]
+        return [
+            (self.writers[int(rows[at])], self.readers[int(columns[at])], float(values[at]))
+            for at in largest(values, n)
+        ]
 
 
 def attribute_edges(
@@ -101,8 +109,7 @@ def attribute_edges(
     Raises:
         AnalysisError: fewer than one step, a metric without a gradient.
     """
-    if steps < 1:
-        raise AnalysisError(f"steps={steps}: expected at least 1.")
+    check_whole("steps", steps)
     base, other = sides(contrast, direction)
     sources, ends = writers(model), readers(model)
     check_edges(model, [Edge(sources[0], ends[0])])

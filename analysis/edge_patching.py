@@ -25,8 +25,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hooked_whisper.analysis.ablation import AblationResult, By, NodeStatistics, ablation_value, check_ablation
+from hooked_whisper.analysis.ablation import (
+    AblationResult,
+    By,
+    NodeStatistics,
+    ablation_value,
+    check_ablation,
+    whole_texts,
+)
 from hooked_whisper.analysis.ablation import ablation_values as values_of
+from hooked_whisper.analysis.checks import CONTRAST, INPUT, expect, expect_metric
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.edge_runs import EdgeRuns, Rewiring
 from hooked_whisper.analysis.edges import Edge, check_edges, split_inputs
@@ -67,6 +75,8 @@ def patch_edges(
             finite number for each clip; a file of another sweep.
     """
     check_direction(direction)
+    expect(contrast, Contrast, CONTRAST)
+    expect_metric(metric)
     chosen = check_edges(model, edges)
     clean, corrupted = (EdgeRuns(model, side, chosen) for side in (contrast.clean, contrast.corrupted))
     batch = len(contrast)
@@ -109,6 +119,8 @@ def ablate_edges(
     Raises:
         AnalysisError: see `patch_edges`; an unknown way, or statistics that lack what it needs.
     """
+    expect(inputs, ModelInput, INPUT)
+    expect_metric(metric)
     chosen = check_edges(model, edges)
     writers = _writers(chosen)
     check_ablation(model, writers, by, statistics)
@@ -131,11 +143,11 @@ def ablated_edges(
 ) -> Iterator[HookedWhisper]:
     """All of the edges ablated for the length of a `with` block, in whatever the model is used for.
 
-    While the model writes a text, the decoder sees one position at a time: spans of tokens then mean nothing. Edges
-    from the encoder into cross-attention are ablated anew at every step.
+    Edges from the encoder into cross-attention are ablated anew at every step, while the model writes a text.
 
     Raises:
-        AnalysisError: see `ablate_edges`.
+        AnalysisError: see `ablate_edges`; within the block, spans of tokens while the model writes a text (see
+            `ablated`).
     """
     chosen = check_edges(model, edges)
     check_ablation(model, _writers(chosen), by, statistics)
@@ -144,7 +156,8 @@ def ablated_edges(
         return ablation_value(writer, by, statistics, activation, seed)
 
     rewiring = Rewiring(model, chosen, torch.ones(1, len(chosen), device=model.device), stand_in)
-    with split_inputs(model), model.hooks(fwd_hooks=rewiring.hooks):
+    ends = [node for edge in chosen for node in (edge.writer, edge.reader)]
+    with split_inputs(model), whole_texts(model, ends), model.hooks(fwd_hooks=rewiring.hooks):
         yield model
 
 

@@ -78,8 +78,8 @@ class Edge:
 PartT = TypeVar("PartT", Node, Edge)
 
 
-def parse_parts(texts: Sequence[str]) -> tuple[Any, ...]:
-    """The nodes, or the edges, that `str` wrote.
+def parse_parts(texts: object) -> tuple[Any, ...]:
+    """The nodes, or the edges, that `str` wrote, from a list of them in a file.
 
     Raises:
         AnalysisError: neither.

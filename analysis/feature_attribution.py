@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_whisper.analysis.attribution import Direction, sides
+from hooked_whisper.analysis.checks import check_clip, described, largest
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.gradient_passes import ChunkMetric, Path, frozen
 from hooked_whisper.analysis.metrics import Metric
@@ -66,17 +67,15 @@ class FeatureAttribution:
         error = self.error.abs().sum(1)
         return error / (error + latents)
 
-    def top(self, n: int, *, clip: int = 0) -> list[tuple[int, int, float]]:
-        """The n largest scores of either sign, as (latent, position, score).
+    def top(self, n: int = 10, *, clip: int = 0) -> list[tuple[int, int, float]]:
+        """The n largest scores of either sign, as (latent, position, score), largest first.
 
         Raises:
-            AnalysisError: a clip that is not there.
+            AnalysisError: n below 1, or a clip that is not there.
         """
-        if not 0 <= clip < self.scores.shape[0]:
-            raise AnalysisError(f"There is no clip {clip}: there are {self.scores.shape[0]}, counted from 0.")
-        of_clip = self.scores[clip].coalesce()
+        of_clip = self.scores[check_clip(clip, self.scores.shape[0])].coalesce()
         values = of_clip.values()
-        order = values.abs().argsort(descending=True, stable=True)[:n]
+        order = largest(values, n)
         places = of_clip.indices()[:, order].T.tolist()
         return [(latent, at, float(score)) for (at, latent), score in zip(places, values[order], strict=True)]
 
@@ -101,10 +100,15 @@ def attribute_features(
         hook: where the SAE goes; None takes its metadata's.
 
     Raises:
-        AnalysisError: a transcoder, an SAE of heads on their own, a metric without a gradient.
+        AnalysisError: no SAE, a transcoder, an SAE of heads on their own, a metric without a gradient.
         SaeError, HookNameError: an SAE that does not fit.
     """
     base, other = sides(contrast, direction)
+    if not hasattr(sae, "cfg"):
+        raise AnalysisError(
+            f"Expected an SAE, such as load_sae('whisper-base/encoder.hook_out') of hooked_whisper.saes gives, got "
+            f"{described(sae)}."
+        )
     if sae.cfg.metadata.hook_name_out not in (None, sae.cfg.metadata.hook_name):
         raise AnalysisError(
             "A transcoder has no error term of its own input: attribute to its latents as nodes instead."

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from hooked_whisper.analysis.checks import expect_metric
 from hooked_whisper.analysis.contrast import ModelInput
 from hooked_whisper.analysis.metrics import Metric, check_metric
 from hooked_whisper.analysis.nodes import Node, by_hook
@@ -32,6 +33,9 @@ class ChunkMetric:
     metric: Metric
     rows: list[int]
     n_clips: int
+
+    def __post_init__(self) -> None:
+        expect_metric(self.metric)
 
     def __call__(self, logits: Float[Tensor, "chunk pos vocab"], *, gradient: bool = False) -> Float[Tensor, "chunk"]:
         """Values of the chunk's clips, from their logits."""

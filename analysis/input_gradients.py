@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from hooked_whisper.analysis.checks import check_clip, check_whole
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.gradient_passes import ChunkMetric, frozen, wide
 from hooked_whisper.analysis.metrics import Metric
@@ -94,11 +95,11 @@ class InputGradients:
         """The spectrogram with the attributions over it (mel), or under it by frame (waveform): red adds, blue takes.
 
         Raises:
-            MissingExtraError: matplotlib is not installed.
+            AnalysisError: no such clip. MissingExtraError: matplotlib is not installed.
         """
         from hooked_whisper.analysis.plots import INK, MUTED, Figure
 
-        seconds = self.seconds[clip]
+        seconds = self.seconds[check_clip(clip, len(self.seconds))]
         shown = self.mel[clip][:, : round(seconds * SAMPLE_RATE / HOP_LENGTH)].float().cpu()
         figure = Figure(figsize=(9.0, 4.4), layout="constrained", facecolor="white")
         top, bottom = figure.subplots(2, 1, sharex=True)
@@ -161,7 +162,7 @@ def integrated_gradients(
     """
     if wrt not in ("mel", "waveform"):
         raise AnalysisError(f"Unknown wrt={wrt!r}: expected 'mel' or 'waveform'.")
-    if not 0 < tolerance < 1 or max_steps < _FIRST * _POINTS:
+    if not 0 < tolerance < 1 or check_whole("max_steps", max_steps, None) < _FIRST * _POINTS:
         raise AnalysisError(
             f"tolerance={tolerance}, max_steps={max_steps}: expected a share between 0 and 1, and at least "
             f"{_FIRST * _POINTS} steps."

@@ -29,7 +29,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from hooked_whisper.analysis.circuits import CircuitTask
+from hooked_whisper.analysis.checks import check_whole, expect_all
+from hooked_whisper.analysis.circuit_tasks import TASK, CircuitTask
 from hooked_whisper.analysis.edges import Edge
 from hooked_whisper.analysis.nodes import by_hook
 from hooked_whisper.errors import AnalysisError
@@ -67,12 +68,12 @@ def learned_scores(
         AnalysisError: no task, tasks of different universes or models, settings out of range, or a metric without a
             gradient.
     """
-    tasks = [task] if isinstance(task, CircuitTask) else list(task)
+    tasks = [task] if isinstance(task, CircuitTask) else expect_all(task, CircuitTask, TASK)
     task = _check_alike(tasks)
     n_nodes = len(task.universe)
-    if not 1 <= n < n_nodes:
+    if not 1 <= check_whole("n", n, None) < n_nodes:
         raise AnalysisError(f"n={n}: expected 1 to {n_nodes - 1}, fewer than the {n_nodes} nodes of the universe.")
-    if steps < 1 or not lr > 0:
+    if check_whole("steps", steps, None) < 1 or not lr > 0:
         raise AnalysisError(f"steps={steps} and lr={lr}: expected at least one step, and a rate above 0.")
     device = task.model.device
     generator = torch.Generator().manual_seed(seed)

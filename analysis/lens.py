@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutput
 
+from hooked_whisper.analysis.checks import CACHE, check_clip, check_whole, expect
 from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.analysis.tuned_lens import TunedLens
 from hooked_whisper.audio import AudioInput
@@ -79,7 +80,12 @@ class Lens:
         return torch.stack([(final.exp() * (final - x.float().log_softmax(-1))).sum(-1) for x in self.logits])
 
     def top_tokens(self, k: int = 1) -> Int[Tensor, "layer batch pos k"]:
-        """The `k` likeliest tokens, likeliest first."""
+        """The `k` likeliest tokens, likeliest first.
+
+        Raises:
+            AnalysisError: k that is not 1 to the size of the vocabulary.
+        """
+        check_whole("k", k, 1, self.logits.shape[-1])
         return self.logits.topk(k, dim=-1).indices
 
     def mean(
@@ -97,8 +103,7 @@ class Lens:
         Raises:
             AnalysisError: no such clip. MissingExtraError: matplotlib is not installed.
         """
-        if not 0 <= clip < len(self.tokens):
-            raise AnalysisError(f"There is no clip {clip}: this lens has {len(self.tokens)}, counted from 0.")
+        check_clip(clip, len(self.tokens))
         places = self.mask[clip].nonzero().flatten().tolist()
         figure = new_figure(1.6 + 0.45 * len(places), 1.6 + 0.3 * len(self.labels))
         ax = figure.add_subplot()
@@ -128,6 +133,9 @@ def logit_lens(cache: WhisperCache, *, tuned: TunedLens | None = None, incl_mid:
         AnalysisError: a cache without its model or batch dimension, a tuned lens that does not fit. CacheError:
             residuals that were not kept.
     """
+    expect(cache, WhisperCache, CACHE)
+    if tuned is not None:
+        expect(tuned, TunedLens, "a tuned lens, such as TunedLens.load('lens.safetensors')")
     if cache.model is None or not cache.has_batch_dim:
         raise AnalysisError("A lens needs a cache that has its model and its batch dimension.")
     if tuned is None:

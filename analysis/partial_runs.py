@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooked_whisper.analysis.checks import check_whole
 from hooked_whisper.analysis.contrast import ModelInput
 from hooked_whisper.analysis.nodes import Node, by_hook
 from hooked_whisper.axes import axes
@@ -220,8 +221,7 @@ def plan(model: HookedWhisper, chosen: Sequence[Node], batch: int, batch_size: i
 
     The plan depends on its arguments alone, so that a sweep which is continued computes what it would have computed.
     """
-    if batch_size < 1:
-        raise AnalysisError(f"batch_size must be at least 1, got {batch_size}.")
+    check_whole("batch_size", batch_size)
     groups: dict[Start, list[int]] = {}
     for number, node in enumerate(chosen):
         groups.setdefault(start_of(model, node.hook), []).append(number)

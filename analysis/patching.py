@@ -16,7 +16,6 @@ is needed for it. The two differ where parts do one thing together (AND) or each
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from hooked_whisper.analysis.checks import CONTRAST, expect, expect_metric, largest
 from hooked_whisper.analysis.contrast import Contrast
 from hooked_whisper.analysis.edges import PartT, parse_parts
 from hooked_whisper.analysis.metrics import Metric, check_metric
@@ -41,6 +41,7 @@ from hooked_whisper.analysis.partial_runs import (
     run_chunk,
     start_of,
 )
+from hooked_whisper.analysis.result_files import figures, one_of, read_fields, written
 from hooked_whisper.errors import AnalysisError, did_you_mean
 from hooked_whisper.model import HookedWhisper
 
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 else:
     Direction = Shown = str  # checked here, with a message that says more than a type checker's
 BATCH_SIZE = 8  # rows; one of 30 s takes about 100 MB in whisper-base's encoder
-FORMAT = 1
 _SAME = 1e-9  # of the larger metric: below this, a difference is rounding
 
 
@@ -102,10 +102,13 @@ class PatchingResult(Generic[PartT]):
         return self.change / (difference if self.direction == "denoise" else -difference)
 
     def top(self, n: int = 10) -> list[tuple[PartT, float]]:
-        """The nodes with the largest normalised effect, mean over clips, largest first."""
+        """The n nodes with the largest normalised effects of either sign, mean over clips, largest first.
+
+        Raises:
+            AnalysisError: n below 1; see `normalized`.
+        """
         means = self.normalized.mean(1)
-        order = means.argsort(descending=True, stable=True)[:n].tolist()
-        return [(self.nodes[i], float(means[i])) for i in order]
+        return [(self.nodes[i], float(means[i])) for i in largest(means, n)]
 
     def plot(self, *, values: Shown = "normalized") -> Figure:
         """A heatmap for each kind of node: layers down, heads or windows to the right; mean over clips.
@@ -131,15 +134,15 @@ class PatchingResult(Generic[PartT]):
 
     def to_json(self) -> str:
         """All of it as JSON; `from_json` reads it back, exactly."""
-        data = {
-            "format": FORMAT,
-            "direction": self.direction,
-            "nodes": [str(node) for node in self.nodes],
-            "effects": self.effects.tolist(),
-            "clean": self.clean.tolist(),
-            "corrupted": self.corrupted.tolist(),
-        }
-        return json.dumps(data)
+        return written(
+            {
+                "direction": self.direction,
+                "nodes": [str(node) for node in self.nodes],
+                "effects": self.effects.tolist(),
+                "clean": self.clean.tolist(),
+                "corrupted": self.corrupted.tolist(),
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> PatchingResult[Any]:
@@ -148,17 +151,11 @@ class PatchingResult(Generic[PartT]):
         Raises:
             AnalysisError: no JSON, or not of a result.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise AnalysisError(f"No patching result: the text is no JSON ({error}).") from error
-        keys = {"format", "direction", "nodes", "effects", "clean", "corrupted"}
-        if not isinstance(data, dict) or set(data) != keys or data["format"] != FORMAT:
-            raise AnalysisError(f"No patching result of format {FORMAT}: expected what PatchingResult.to_json writes.")
-        clean, corrupted, effects = (
-            torch.tensor(data[key], dtype=torch.float64) for key in ("clean", "corrupted", "effects")
-        )
-        return cls(parse_parts(data["nodes"]), effects, clean, corrupted, data["direction"])
+        fields = ("direction", "nodes", "effects", "clean", "corrupted")
+        data = read_fields(text, "patching result", "PatchingResult.to_json", fields)
+        nodes, clean = parse_parts(data["nodes"]), figures(data, "clean", None)
+        effects, corrupted = figures(data, "effects", len(nodes), len(clean)), figures(data, "corrupted", len(clean))
+        return cls(nodes, effects, clean, corrupted, one_of(data, "direction", DIRECTIONS))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -192,11 +189,12 @@ def patch(
             that is not one finite number for each clip; a file of another sweep.
         HookNameError: a hook that the model does not have.
     """
-    chosen = _checked(model, nodes, direction)
+    chosen = _checked(model, contrast, nodes, direction)
+    expect_metric(metric)
     starts = {start_of(model, node.hook) for node in chosen}
     clean, corrupted = (RecordedRun(model, side, starts) for side in (contrast.clean, contrast.corrupted))
     batch = len(contrast)
-    figures = [check_metric(metric(run.logits), batch).double().cpu() for run in (clean, corrupted)]
+    ends = [check_metric(metric(run.logits), batch).double().cpu() for run in (clean, corrupted)]
     recipient, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     log = None
     if out is not None:
@@ -205,8 +203,8 @@ def patch(
         about = {
             "what": "patch",
             "fingerprint": sweep_fingerprint(model, contrast, chosen, metric, direction),
-            "clean": figures[0].tolist(),
-            "corrupted": figures[1].tolist(),
+            "clean": ends[0].tolist(),
+            "corrupted": ends[1].tolist(),
         }
         log = SweepLog(Path(out), about)
     found: dict[Node, list[float]] = {} if log is None else log.read(chosen)
@@ -227,7 +225,7 @@ def patch(
                     log.add(chosen[number], effects)
                 bar.update()
     effects = torch.tensor([found[node] for node in chosen], dtype=torch.float64)
-    return PatchingResult(tuple(chosen), effects, figures[0], figures[1], direction)
+    return PatchingResult(tuple(chosen), effects, ends[0], ends[1], direction)
 
 
 class _DonorValues:
@@ -248,8 +246,9 @@ class _DonorValues:
         return {node: node.read(self._seen[node.hook]) for node in chosen}
 
 
-def _checked(model: HookedWhisper, nodes: Sequence[Node], direction: str) -> list[Node]:
+def _checked(model: HookedWhisper, contrast: Contrast, nodes: Sequence[Node], direction: str) -> list[Node]:
     check_direction(direction)
+    expect(contrast, Contrast, CONTRAST)
     chosen = check_nodes(model, nodes)
     check_replaceable(model, chosen)
     return chosen
@@ -331,7 +330,7 @@ def patch_transcripts(
     """
     from hooked_whisper.saes.error_rates import count_errors, text_normalizer
 
-    chosen = _checked(model, nodes, direction)
+    chosen = _checked(model, contrast, nodes, direction)
     starts = {node: start_of(model, node.hook) for node in chosen}
     late = next((node for node in chosen if starts[node].in_decoder), None)
     if late is not None:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_whisper.analysis.checks import CACHE, check_clip, expect
 from hooked_whisper.analysis.figures import new_figure
 from hooked_whisper.audio import FRAMES_PER_SECOND
 from hooked_whisper.cache import WhisperCache
@@ -103,14 +104,14 @@ def attention_rollout(
         AnalysisError: an unknown stack or fusion, a residual out of range, a clip that is not there, a cache cut in
             time. CacheError: patterns that were not kept.
     """
+    expect(cache, WhisperCache, CACHE)
     if stack not in ("encoder", "decoder"):
         raise AnalysisError(f"Unknown stack {stack!r}: expected 'encoder' or 'decoder'.")
     if fusion not in FUSIONS:
         raise AnalysisError(f"Unknown fusion {fusion!r}: expected {', '.join(FUSIONS)}.")
     if not 0 <= residual < 1:
         raise AnalysisError(f"residual={residual} is no share that leaves room for attention: expected 0 to below 1.")
-    if not -cache.n_clips <= clip < cache.n_clips:
-        raise AnalysisError(f"There is no clip {clip}: this cache has {cache.n_clips}, counted from 0.")
+    check_clip(clip, cache.n_clips)
     if cache.is_cut:
         raise AnalysisError("Rollout is over the whole window: call this on the cache before seconds() or word().")
     mixing = _Mixing(cache, clip, residual, fusion)

@@ -75,17 +75,21 @@ class SweepLog:
             that must come out the same up to rounding.
 
     Raises:
-        AnalysisError: the file is of another sweep, or of none.
+        AnalysisError: the file is of another sweep, or of none, or cannot be written.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self._path = path
-        if path.exists() and path.stat().st_size:
-            self._drop_torn_line()
-            self._check({"format": FORMAT, **about})
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write({"format": FORMAT, **about})
+        try:
+            if path.exists() and path.stat().st_size:
+                self._drop_torn_line()
+                self._check({"format": FORMAT, **about})
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._write({"format": FORMAT, **about})
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it holds no text"
+            raise AnalysisError(f"{path} cannot hold a sweep ({reason}): choose another file for out=.") from error
 
     def read(self, nodes: Sequence[PartT]) -> dict[PartT, list[float]]:
         """The figures of nodes, or edges, that are done already.

@@ -12,6 +12,8 @@ from torch import Tensor
 from hooked_whisper import AnalysisError, HookedWhisper
 from hooked_whisper.analysis.ablation import AblationResult, NodeStatistics, ablate, ablated, node_statistics
 from hooked_whisper.analysis.contrast import ModelInput
+from hooked_whisper.analysis.edge_patching import ablated_edges
+from hooked_whisper.analysis.edges import Edge
 from hooked_whisper.analysis.nodes import Node, nodes
 
 HEAD = Node("encoder.blocks.1.attn.hook_z", head=1)
@@ -153,6 +155,25 @@ def test_ablated_works_while_the_model_writes(whisper_base: HookedWhisper) -> No
     assert model.transcribe(clip, language="en").tokens == plain
 
 
+def test_spans_of_tokens_are_refused_while_the_model_writes(shared_whisper_base: HookedWhisper) -> None:
+    """They would be other tokens at every step."""
+    from short_windows import tiny_whisper
+
+    model, sound = tiny_whisper(shared_whisper_base), torch.zeros(16_000)
+    tokens = Node("decoder.blocks.1.hook_cross_attn_out", span=(0, 1))
+    frames = Node("decoder.blocks.1.cross_attn.hook_k", head=1, span=(0, 9))
+    edge = Edge(Node("decoder.blocks.0.hook_mlp_out", span=(0, 1)), Node("decoder.blocks.1.hook_mlp_in"))
+    with ablated(model, [frames]):
+        model.transcribe(sound, language="en")
+    for context in (ablated(model, [tokens]), ablated_edges(model, [edge])):
+        with context:
+            model(sound, " one two", language="en")
+            for write in (model.transcribe, model.generate):
+                with pytest.raises(AnalysisError, match=r"\[0:1\] has a span of tokens: while the model writes"):
+                    write(sound, language="en")
+    model.transcribe(sound, language="en")
+
+
 def test_results_are_kept_and_drawn() -> None:
     model, inputs = small_model(), an_input()
     result = ablate(model, inputs, nodes(model), metric)
@@ -160,7 +181,14 @@ def test_results_are_kept_and_drawn() -> None:
     assert (again.nodes, again.by) == (result.nodes, "zero")
     assert torch.equal(again.change, result.change)
     assert len([ax for ax in result.plot().axes if ax.get_title(loc="left")]) == 5
-    for text, message in (("{", "the text is no JSON"), ("[]", "expected what AblationResult.to_json writes")):
+    with pytest.raises(AnalysisError, match="n=-1: expected a whole number"):
+        result.top(-1)
+    for text, message in (
+        ("{", "the text is no JSON"),
+        ("[]", "expected what AblationResult.to_json writes"),
+        (result.to_json().replace('"zero"', '"noise"'), "'by' is 'noise': expected zero, mean, resample"),
+        (result.to_json().replace('"format": 1', '"format": 2'), "No ablation result of format 1"),
+    ):
         with pytest.raises(AnalysisError, match=message):
             AblationResult.from_json(text)
 

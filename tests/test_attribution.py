@@ -186,7 +186,9 @@ def test_reading_a_result() -> None:
     scores = torch.tensor([[1.0, 1.0], [-3.0, -1.0]], dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
     found = Attribution(chosen, scores, zero, zero, "denoise", "patching", 1)
-    assert found.top(2) == [(chosen[1], -2.0), (chosen[0], 1.0)]
+    assert found.top(2) == found.top() == [(chosen[1], -2.0), (chosen[0], 1.0)]
+    with pytest.raises(AnalysisError, match="n=0: expected a whole number of at least 1"):
+        found.top(0)
     assert torch.equal(found[chosen[1]], scores[1])
     assert len(found.plot().axes) > 1
     with pytest.raises(AnalysisError, match="hook_mel|mel was not among the 2 nodes"):
@@ -212,10 +214,11 @@ def test_what_cannot_be_attributed_is_refused() -> None:
         (call(some=[Node("encoder.blocks.0.attn.hook_z", head=9)]), "there is no head 9"),
         (call(steps=4), "steps=4 does not go with method='patching'"),
         (call(method="integrated", steps=0), "steps=0 does not go with method='integrated'"),
+        (call(along="inputs"), "along='inputs' does not go with method='patching'"),
         (call(method="exact"), "Unknown method 'exact'"),
         (call(method="integrated", along="layers"), "Unknown along='layers'"),
         (call(direction="clean"), "Unknown direction 'clean'"),
-        (call(batch_size=0), "batch_size=0: expected at least 1"),
+        (call(batch_size=0), "batch_size=0: expected a whole number of at least 1"),
     ):
         with pytest.raises(AnalysisError, match=message):
             refused()

@@ -191,9 +191,40 @@ def test_circuits_are_kept_and_drawn(tmp_path: Path) -> None:
     assert "7 of" in ax.get_title(loc="left")
     assert len(circuit.draw(labels=False).axes[0].texts) == len(ax.texts) - 7
     assert Circuit((), (Node("hook_mel"),)).draw().axes
-    for text, message in (("{", "the text is no JSON"), ("{}", "expected what Circuit.to_json writes")):
-        with pytest.raises(AnalysisError, match=message):
-            Circuit.from_json(text)
+    assert Circuit.load(circuit.save(tmp_path / "new" / "folder" / "circuit.json")) == circuit
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "the text is no JSON"),
+        ("{}", "expected what Circuit.to_json writes"),
+        ('{"format": 1, "nodes": [1], "universe": []}', "Expected names of nodes or edges, got a list of int: \\[1\\]"),
+        ('{"format": 1, "nodes": [], "universe": null}', "Expected names of nodes or edges, got None"),
+        ('{"format": 1, "nodes": [], "universe": ["foo"]}', "'foo' is no node"),
+        (
+            '{"format": 1, "nodes": [], "universe": ["mel", "encoder.0.mlp_out -> encoder.1.mlp_in"]}',
+            "1 of 2 parts of the universe are edges",
+        ),
+    ],
+)
+def test_what_is_no_circuit_is_not_read(text: str, message: str) -> None:
+    with pytest.raises(AnalysisError, match=message):
+        Circuit.from_json(text)
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path, message in (
+        (tmp_path / "none", "cannot be read"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "binary", "no text"),
+    ):
+        with pytest.raises(AnalysisError, match=f"{message}.*expected a file that save"):
+            Circuit.load(path)
+    for path in (tmp_path, tmp_path / "binary" / "circuit.json"):
+        with pytest.raises(AnalysisError, match=r"cannot be written \(.*\): choose another path"):
+            Circuit((), (Node("hook_mel"),)).save(path)
 
 
 def test_what_is_no_circuit_is_refused() -> None:
@@ -202,7 +233,9 @@ def test_what_is_no_circuit_is_refused() -> None:
     other = Node("hook_mel")
     task = CircuitTask(model, pair, universe, metric)
     late = [Node("decoder.blocks.2.mlp.hook_post", unit=0)]
-    circuit = Circuit((), tuple(universe[1:]))
+    circuit, whole = Circuit((), tuple(universe[1:])), Circuit(tuple(universe), tuple(universe))
+    head = Node("decoder.blocks.0.attn.hook_z")
+    an_edge = edges(model)[0]
     for call, message in (
         (lambda: Circuit((other,), tuple(universe)), "mel is not in the circuit's universe of 5 nodes"),
         (lambda: Circuit((universe[0],) * 2, tuple(universe)), "The circuit names a node twice"),
@@ -210,7 +243,17 @@ def test_what_is_no_circuit_is_refused() -> None:
         (lambda: Circuit.top(universe, torch.zeros(2), 1), r"The scores have shape \(2,\), expected \(5,\)"),
         (lambda: Circuit.top(universe, torch.full((5,), torch.nan), 1), "5 scores are not finite"),
         (lambda: Circuit.top(universe, torch.zeros(5), 6), "n=6: expected 0 to 5"),
+        (lambda: Circuit.top(universe, torch.zeros(5), -1), "n=-1: expected 0 to 5"),
+        (lambda: Circuit.threshold(universe, torch.zeros(5), float("nan")), "at=nan: expected a number"),
         (lambda: Circuit.greedy(task, torch.zeros(5), width=0), "width=0: expected at least 1 candidate"),
+        (lambda: Circuit.greedy(task, torch.zeros(5), n=-1), "n=-1: expected 0 to 5"),
+        (lambda: Circuit.greedy(task, torch.zeros(5), faithfulness=float("nan")), "faithfulness=nan: expected a share"),
+        (lambda: whole.evaluate(task, minimality=-1), "minimality=-1: expected a whole number of at least 0"),
+        (lambda: Circuit((), (other, an_edge)), "1 of 2 parts of the universe are edges"),
+        (
+            lambda: CircuitTask(model, pair, [Node(head.hook, 1), head], metric),
+            "decoder.0.self.head.1 and decoder.0.self.head overlap",
+        ),
         (lambda: circuit.evaluate(task), "The circuit is out of 4 nodes, the task is about 5"),
         (lambda: Circuit((), tuple(universe)).compare_with_random(task, n=0), "n=0: expected at least 1"),
         (

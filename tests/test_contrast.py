@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small import small_config, small_inputs
 
 from hooked_whisper import AnalysisError, HookedWhisper
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
@@ -55,10 +56,38 @@ def test_some_of_the_clips(whisper_base: HookedWhisper) -> None:
     assert not some.token_mask.all()
 
 
+@pytest.mark.parametrize("clips", [[2], [-1], []])
+def test_clips_that_are_not_there(clips: list[int]) -> None:
+    side = ModelInput(*small_inputs(small_config()))
+    pair = Contrast(side, side, torch.ones(2, 5, dtype=torch.bool), (1, 1))
+    for one in (pair, side):
+        with pytest.raises(AnalysisError, match=r"There is no clip .*: there are 2|No clips were chosen"):
+            one.select(clips)
+
+
+@pytest.mark.parametrize(
+    ("frames", "n_pos", "lengths", "message"),
+    [
+        (16, 5, (1, 1), r"side's mel have shape \(2, 6, 20\), the corrupted one's \(2, 6, 16\)"),
+        (20, 4, (1, 1), "side's tokens have shape"),
+        (20, 5, (1,), "1 lengths of prompts were given"),
+    ],
+)
+def test_sides_of_other_shapes_are_refused(frames: int, n_pos: int, lengths: tuple[int, ...], message: str) -> None:
+    mel, tokens = small_inputs(small_config())
+    other = ModelInput(mel[..., :frames], tokens[:, :n_pos])
+    with pytest.raises(AnalysisError, match=message):
+        Contrast(ModelInput(mel, tokens), other, torch.ones(2, 5, dtype=torch.bool), lengths)
+
+
 def test_what_does_not_pair_is_refused(whisper_base: HookedWhisper) -> None:
     a, b = (clip.path for clip in clips("en")[:2])
     for options, message in (
         ({"clean": a}, "Nothing differs: pass corrupted=, corrupted_text=, or both"),
+        (
+            {"clean": a, "corrupted": a, "language": "en"},
+            "Nothing differs: both sides have the same sound and the same",
+        ),
         ({"clean": [a, b], "corrupted": [a], "language": "en"}, "expected a corrupted clip for each clean one"),
         ({"clean": a, "corrupted": b}, "No language was given: pass language="),
         (

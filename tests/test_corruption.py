@@ -90,6 +90,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda: silence(clip, (0.5, 1.5)), "The span 0.5 to 1.5 s is not inside the clip of 1.000 s"),
         (lambda: silence(clip, (0.5, 0.5)), "The span 0.5 to 0.5 s is not inside"),
         (lambda: noise(clip, float("inf")), "snr=inf dB: expected a finite number"),
+        (lambda: silence(clip, (float("nan"), 1)), r"Expected a span \(start, end\) in seconds, such as"),
         (lambda: noise(torch.zeros(10), 0.0), "The clip is silent there"),
         (
             lambda: splice(clip, sound(0.3), (0.2, 0.4)),
@@ -113,6 +114,7 @@ def test_what_is_no_waveform_is_refused() -> None:
         (torch.zeros(2, 3), r"got torch.float32 of shape \(2, 3\)"),
         (torch.zeros(3, dtype=torch.int16), r"got torch.int16 of shape \(3,\)"),
         (torch.zeros(0), r"of shape \(0,\)"),
+        (torch.tensor([0.0, float("nan")]), "1 samples of the waveform are not finite"),
     ):
         with pytest.raises(AnalysisError, match=message):
             _check_waveform(given)

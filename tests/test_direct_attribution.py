@@ -139,6 +139,8 @@ def test_top_and_plot(base_cache: WhisperCache) -> None:
     assert best[0][1] == pytest.approx(float(found.values[:, 1].abs().max()), abs=1e-9) or best[0][1] < 0
     assert [abs(value) for _, value in best] == sorted((abs(value) for _, value in best), reverse=True)
     assert found[best[0][0]][1] == best[0][1]
+    stop = direct_attribution(base_cache, ".")  # exactly that token, as `logit_attrs` takes it
+    assert float(stop.total[0]) == pytest.approx(float(base_cache["hook_logits"][0, stop.positions[0], 13]), abs=1e-4)
     axes = found.plot(5, clip=1).axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert sorted(shown) == sorted(label for label, _ in best)
@@ -163,8 +165,15 @@ def test_what_cannot_be_explained_is_refused() -> None:
     refused("The SAE writes 8 numbers", by="feature", sae=random_sae(hook=RESID, d_in=8))
     refused("metadata name no hook", by="feature", sae=random_sae(hook=None))
     refused("needs a cache that has its model", cache=cache.apply_slice_to_batch_dim(0))
-    with pytest.raises(AnalysisError, match="There is no part 'L9.attn'"):
-        direct_attribution(cache, 7)["L9.attn"]
+    found = direct_attribution(cache, 7)
+    for call, message in (
+        (lambda: found["L9.attn"], "There is no part 'L9.attn'"),
+        (lambda: found.top(clip=4), "There is no clip 4: there are 2"),
+        (lambda: found.plot(clip=-1), "There is no clip -1"),
+        (lambda: found.top(-1), "n=-1: expected a whole number"),
+    ):
+        with pytest.raises(AnalysisError, match=message):
+            call()
     mel, tokens = small_inputs(model.cfg)
     _, edited = model.run_with_cache(mel, tokens, fwd_hooks=[(RESID, lambda x, hook: x + torch.arange(16))])
     refused("something else wrote into the residual stream", cache=edited)

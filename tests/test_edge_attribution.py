@@ -16,7 +16,7 @@ from hooked_whisper import AnalysisError, HookedWhisper
 from hooked_whisper.analysis.contrast import Contrast, ModelInput
 from hooked_whisper.analysis.edge_attribution import attribute_edges
 from hooked_whisper.analysis.edge_patching import patch_edges
-from hooked_whisper.analysis.edges import edges
+from hooked_whisper.analysis.edges import Edge, edges
 from hooked_whisper.analysis.metrics import LogitDifference
 from hooked_whisper.analysis.nodes import Node
 from hooked_whisper.speech import clips
@@ -72,9 +72,16 @@ def test_edges_are_what_patching_one_reader_does() -> None:
                 exact = last(pair.corrupted.logits(model)) - base
             assert torch.allclose(found[writer, reader], exact, rtol=0.02, atol=1e-9), (str(writer), str(reader))
     assert abs(found.top(1)[0][2]) == float(found.scores.nan_to_num().abs().max())
+    every = edges(model)
+    assert {Edge(writer, reader) for writer, reader, _ in found.top(9999)} == set(
+        every
+    )  # and what is no edge is left out
+    assert len(found.top()) == 10
+    with pytest.raises(AnalysisError, match="n=-1: expected a whole number of at least 1"):
+        found.top(-1)
     with pytest.raises(AnalysisError, match="There is no edge from"):
         found[Node("encoder.blocks.1.hook_mlp_out"), Node("encoder.blocks.0.hook_mlp_in")]
-    with pytest.raises(AnalysisError, match="steps=0: expected at least 1"):
+    with pytest.raises(AnalysisError, match="steps=0: expected a whole number of at least 1"):
         attribute_edges(model, pair, last, steps=0)
 
 

@@ -43,6 +43,7 @@ def test_latents_and_error_add_up_to_the_activation() -> None:
     assert torch.allclose((found.by_position + found.error).double(), whole.scores.T)
     assert torch.allclose(found.by_latent.sum(1), found.by_position.sum(1))
     assert ((found.error_share > 0) & (found.error_share < 1)).all()
+    assert len(found.top()) == 10
     latent, at, score = found.top(1, clip=1)[0]
     assert score == float(found.scores.to_dense()[1, at, latent])
     assert abs(score) == float(found.scores.to_dense()[1].abs().max())
@@ -60,8 +61,11 @@ def test_what_it_cannot_attribute_is_refused() -> None:
         attribute_features(model, transcoder, pair, last)
     with pytest.raises(AnalysisError, match="codes each head on its own"):
         attribute_features(model, random_sae("topk", "encoder.blocks.0.attn.hook_z", 8, 16), pair, last)
+    found = attribute_features(model, random_sae("topk", HOOK), pair, last)
     with pytest.raises(AnalysisError, match="There is no clip 5: there are 2"):
-        attribute_features(model, random_sae("topk", HOOK), pair, last).top(1, clip=5)
+        found.top(1, clip=5)
+    with pytest.raises(AnalysisError, match="n=0: expected a whole number"):
+        found.top(0)
 
 
 @pytest.mark.slow

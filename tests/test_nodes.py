@@ -164,6 +164,7 @@ Z, POST = "encoder.blocks.0.attn.hook_z", "encoder.blocks.0.mlp.hook_post"
 )
 def test_nodes_that_share_a_place(chosen: list[Node], overlap: bool) -> None:
     if not overlap:
-        return check_disjoint(chosen)
+        check_disjoint(chosen)
+        return
     with pytest.raises(AnalysisError, match="overlap: give each place of an activation once"):
         check_disjoint(chosen)

@@ -262,12 +262,45 @@ def test_results_are_kept_and_drawn() -> None:
         panels = [ax for ax in result.plot().axes if ax.get_title(loc="left")]
         assert len(panels) == len({node.kind for node in chosen})
     best = result.top(3)
-    assert best[0][1] == float(result.normalized.mean(1).max())
+    assert best[0][1] == -1.0 * float(result.normalized.mean(1).abs().max())  # of either sign
+    assert [abs(value) for _, value in result.top()] == sorted((abs(value) for _, value in result.top()), reverse=True)
+    assert len(result.top()) == 10
     for text, message in (("{", "the text is no JSON"), ("{}", "expected what PatchingResult.to_json writes")):
         with pytest.raises(AnalysisError, match=message):
             PatchingResult.from_json(text)
+    for n in (0, -1):
+        with pytest.raises(AnalysisError, match=f"n={n}: expected a whole number of at least 1"):
+            result.top(n)
     with pytest.raises(AnalysisError, match="Unknown values 'effect': expected .* Did you mean 'effects'"):
         result.plot(values="effect")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("effects", [[0.0, 0.0]], r"'effects' has shape \(1, 2\), expected 2 x 2"),
+        ("effects", [[0.0], [0.0, 1.0]], "'effects' holds no table of numbers"),
+        ("corrupted", [0.0], r"'corrupted' has shape \(1,\), expected 2"),
+        ("clean", None, "'clean' (holds no table|has shape)"),
+        ("direction", "up", "'direction' is 'up': expected denoise, noise"),
+        ("nodes", ["foo", "bar"], "'foo' is no node"),
+        ("nodes", [1], "Expected names of nodes or edges, got a list of int"),
+    ],
+)
+def test_a_result_that_does_not_hold_together_is_not_read(field: str, value: Any, message: str) -> None:
+    zeros = torch.zeros(2, 2)
+    chosen = (Node("hook_mel"), Node("encoder.hook_out"))
+    data = json.loads(PatchingResult(chosen, zeros, zeros[0], zeros[1], "denoise").to_json())
+    with pytest.raises(AnalysisError, match=message):
+        PatchingResult.from_json(json.dumps({**data, field: value}))
+
+
+def test_a_place_that_holds_no_sweep(tmp_path: Path) -> None:
+    model, pair = small_model(), a_contrast()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\n")
+    for out in (tmp_path, tmp_path / "binary", tmp_path / "binary" / "mlp.jsonl"):
+        with pytest.raises(AnalysisError, match=r"cannot hold a sweep \(.*\): choose another file for out="):
+            patch(model, pair, nodes(model, "mlp"), METRIC, out=out)
 
 
 def test_cells_of_a_picture_are_the_figures() -> None:
@@ -287,6 +320,10 @@ def test_what_cannot_be_patched_is_refused() -> None:
         (lambda: patch(model, pair, [], METRIC), "No nodes were given"),
         (lambda: patch(model, pair, [head], METRIC, direction="both"), "Unknown direction 'both'"),
         (lambda: patch(model, pair, [Node(head.hook, head=9)], METRIC), "there is no head 9"),
+        (
+            lambda: patch(model, pair, [head], METRIC, batch_size=0),
+            "batch_size=0: expected a whole number of at least 1",
+        ),
         (lambda: patch(model, pair, [Node(head.hook, span=(5, 99))], METRIC), "there is no frame 98"),
         (lambda: patch(model, pair, [Node("encoder.hook_pos_embed")], METRIC), "is the same for every clip"),
         (lambda: patch(model, pair, [head], lambda logits: logits[0, 0, 0]), r"The metric returned shape \(\)"),
