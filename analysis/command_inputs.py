@@ -105,10 +105,26 @@ def check_table(path: Path | None) -> None:
         raise ConfigError(f"{path} is of an unknown kind: expected a file that ends in {' or '.join(TABLES)}.")
 
 
+def make_folder(path: Path) -> None:
+    """A folder for what a command writes, made where it is missing.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {path} cannot be made ({error.strerror}): choose another one.") from error
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Rows of one kind as CSV or JSON, by the file's ending; numbers in full, infinite ones and NaN as nothing."""
+    """Rows of one kind as CSV or JSON, by the file's ending; numbers in full, infinite ones and NaN as nothing.
+
+    Raises:
+        ConfigError: an unknown ending, or a folder that cannot be made.
+    """
     check_table(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
     if path.suffix.lower() == ".json":
         path.write_text(json.dumps(plain, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

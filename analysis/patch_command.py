@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooked_whisper.analysis.command_inputs import read_span, text_table, write_table
+from hooked_whisper.analysis.command_inputs import make_folder, read_span, text_table, write_table
 from hooked_whisper.command_options import DEFAULT_MODEL, Device, DType, Model
 from hooked_whisper.errors import ConfigError, did_you_mean
 
@@ -41,7 +41,10 @@ MetricName = Annotated[
         "kl (from the clean run), language (logits of two languages).",
     ),
 ]
-Answer = Annotated[str | None, typer.Option(help="The token, or language, that the clean run should give.")]
+Answer = Annotated[
+    str | None,
+    typer.Option(help="The token, or language, that the clean run should give; a token exactly: ' ten' is not 'ten'."),
+]
 Wrong = Annotated[str | None, typer.Option(help="The one that the corrupted run should give.")]
 Text = Annotated[
     str | None, typer.Option(help="What the decoder is fed after its prompt; the clean transcript, or nothing.")
@@ -112,6 +115,7 @@ def patch(
         chosen = _named(node or [], nodes, top)
     else:
         chosen = task.nodes(part, stack, layer, frames, each_token)
+    make_folder(out)
     typer.echo(f"{task}; {len(chosen):,} nodes")
     result = patching.patch(
         task.model,
@@ -170,6 +174,7 @@ def attribute(
         model, clean, corrupted, metric, answer, wrong, text, language, span, direction, window, device, dtype
     )
     chosen = task.nodes(part, stack, layer, frames, each_token)
+    make_folder(out)
     typer.echo(f"{task}; {len(chosen):,} nodes")
     result = attribution.attribute(
         task.model,
@@ -314,7 +319,7 @@ def _corrupted(name: str, clean: Tensor, span: str | None) -> Tensor:
     if kind == SILENCE:
         return silence(clean, seconds)
     try:
-        return noise(clean, float(snr or 0), span=seconds)
+        return noise(clean, float(snr), span=seconds)
     except ValueError as error:
         if isinstance(error, ConfigError) or "could not convert" not in str(error):
             raise

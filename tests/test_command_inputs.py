@@ -47,6 +47,12 @@ def test_latents_that_there_are() -> None:
         check_latents([3, 10], 10)
 
 
+def test_a_table_that_has_no_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        write_table([{"x": 1}], tmp_path / "file" / "a.csv")
+
+
 def test_tables(tmp_path: Path) -> None:
     rows = [{"name": "a", "x": 0.123456789, "n": 3}, {"name": "long one", "x": math.inf, "more": True}]
     write_table(rows, tmp_path / "in" / "a.json")

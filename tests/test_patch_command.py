@@ -105,6 +105,12 @@ def test_metrics_by_name(model: HookedWhisper) -> None:
     assert clean == pytest.approx(0, abs=1e-5) and corrupted > 0.5
     clean, corrupted = task("logit-difference", answer=" sorry", wrong=" happy", text=" I'm", language="english")
     assert clean > corrupted + 1
+    stop, comma = (
+        model.tokenizer.to_tokens(".", prefix_space=False)[0],
+        model.tokenizer.to_tokens(",", prefix_space=False)[0],
+    )
+    of_stop = read_task(model, str(EN), str(FR), "logit-difference", ".", ",", " I", "en", None, "denoise").metric
+    assert of_stop == LogitDifference((stop,), (comma,))
     clean, corrupted = task("log-probability", corrupted="noise:-5")
     assert 0 > clean > corrupted
     clean, corrupted = task("language", answer="en", wrong="french")
@@ -128,9 +134,15 @@ def test_one_node_and_tokens(model: HookedWhisper, tmp_path: Path) -> None:
         ([EN, FR, "--answer", "a", "--wrong", "b"], ConfigError, "this is log-probability"),
         ([EN, FR, "--metric", "language", "--text", "a"], ConfigError, "takes no --text"),
         ([EN, EN, "--metric", "language"], ConfigError, "Both clips are heard as en"),
-        ([EN, EN], ConfigError, "in both runs: there is nothing to trace"),
+        ([EN, EN], AnalysisError, "Nothing differs: both sides have the same sound"),
+        (
+            [EN, FR, "--metric", "logit-difference", "--text", " I", "--answer", "Nobody", "--wrong", ","],
+            AnalysisError,
+            "'Nobody' is no single token, and ' Nobody', with the space before it, is one",
+        ),
         ([EN, FR, "--span", "0:1"], ConfigError, "the corrupted clip is a file"),
         ([EN, "noise:loud"], ConfigError, "expected noise:SNR in dB"),
+        ([EN, "noise"], ConfigError, "'noise' is no noise: expected noise:SNR in dB, such as noise:0"),
         ([EN, "silence", "--span", "3:9"], AnalysisError, "is not inside the clip"),
         (["nothing.wav", FR], AudioError, "nothing.wav"),
         ([EN, FR, "--metric", "language", "--node", "decoder.9.mlp_out"], Exception, "decoder.blocks.9"),
@@ -141,6 +153,20 @@ def test_one_node_and_tokens(model: HookedWhisper, tmp_path: Path) -> None:
 def test_bad_input(arguments: list[object], error: type[Exception], message: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
         run("patch", *arguments, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["patch", "attribute"])
+def test_a_folder_that_cannot_be_made(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/below cannot be made \(.*\): choose another one"):
+        run(command, EN, FR, "--metric", "language", "--out", tmp_path / "file" / "below")
+
+
+def test_nodes_are_checked_before_the_sweep_that_lies_there(tmp_path: Path) -> None:
+    arguments = ["patch", EN, FR, "--metric", "language", "--out", tmp_path, "--node"]
+    run(*arguments, "decoder.3.cross.head.1")
+    with pytest.raises(AnalysisError, match="there is no head 99"):
+        run(*arguments, "decoder.3.cross.head.99")
 
 
 def test_attribution_from_the_clean_run_has_no_kl(tmp_path: Path) -> None:
