@@ -161,6 +161,8 @@ def test_knocking_heads_out_zeroes_their_patterns_alone(shared_whisper_base: Hoo
         if not bool(cache[f"decoder.blocks.{layer}.cross_attn.hook_z"][:, :, head].any())
     }
     assert silent == {(1, 2), (1, 3), (4, 0)}
+    with pytest.raises(AnalysisError, match=r"There is no cross-attention head .* head 0 to 7"):
+        shared_whisper_base.run_with_hooks(mel, tokens, fwd_hooks=without_heads([(5, 99)]))
 
 
 def test_ranking_and_pictures() -> None:

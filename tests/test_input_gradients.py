@@ -47,6 +47,9 @@ def test_attributions_add_up_to_the_change_of_the_metric(tiny: HookedWhisper, wr
     expected = (80, 300) if wrt == "mel" else (N_SAMPLES,)
     assert tuple(found.attributions.shape[1:]) == expected
     assert len(found.plot().axes) == 2
+    for clip in (1, -1):
+        with pytest.raises(AnalysisError, match=f"There is no clip {clip}: there are 1"):
+            found.plot(clip=clip)
 
 
 def test_agrees_with_a_plain_sum_over_many_steps(tiny: HookedWhisper) -> None:
@@ -89,7 +92,7 @@ def test_what_cannot_be_integrated_is_refused(tiny: HookedWhisper) -> None:
         (call(max_steps=8), "at least 32 steps"),
         (call(text=None), "No text: transcribe first"),
         (call(baseline=[sound(), sound()]), "2 baselines were given for 1 clips"),
-        (call(baseline=sound()), "The metric is the same at the input and at the baseline"),
+        (call(baseline=sound()), "Nothing differs: both sides have the same sound"),
         (call(judged=lambda logits: metric(logits).detach()), "The metric has no gradient"),
     ):
         with pytest.raises(AnalysisError, match=message):

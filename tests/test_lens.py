@@ -134,8 +134,12 @@ def test_what_has_no_lens_is_refused(cache: WhisperCache, monkeypatch: pytest.Mo
     with pytest.raises(AnalysisError, match="max_new_tokens=0 must be at least 1"):
         encoder_lens(model, *small_inputs(model.cfg), max_new_tokens=0)
     lens = logit_lens(small)
-    with pytest.raises(AnalysisError, match="There is no clip 2: this lens has 2"):
-        lens.plot(clip=2)
+    for clip in (2, -1):
+        with pytest.raises(AnalysisError, match=f"There is no clip {clip}: there are 2, counted from 0"):
+            lens.plot(clip=clip)
+    for k in (0, 10**6):
+        with pytest.raises(AnalysisError, match=f"k={k}: expected a whole number from 1 to {lens.logits.shape[-1]}"):
+            lens.top_tokens(k)
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hooked-whisper\[analysis\]'"):

@@ -125,7 +125,7 @@ def test_chunks_hold_one_start_and_so_many_rows() -> None:
         Chunk(Start(True, 1), (2, 3)),
     ]
     assert [chunk.numbers for chunk in plan(model, chosen, 9, 2)] == [(4,), (0,), (1,), (2,), (3,)]
-    with pytest.raises(AnalysisError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(AnalysisError, match="batch_size=0: expected a whole number of at least 1"):
         plan(model, chosen, 1, 0)
 
 

@@ -98,7 +98,8 @@ def test_what_cannot_be_rolled_out_is_refused(monkeypatch: pytest.MonkeyPatch) -
         ({"stack": "cross"}, "Unknown stack 'cross': expected 'encoder' or 'decoder'"),
         ({"fusion": "sum"}, "Unknown fusion 'sum': expected mean, max, min"),
         ({"residual": 1.0}, "residual=1.0 is no share"),
-        ({"clip": 2}, "There is no clip 2: this cache has 2"),
+        ({"clip": 2}, "There is no clip 2: there are 2"),
+        ({"clip": -1}, "There is no clip -1: there are 2"),
     ):
         with pytest.raises(AnalysisError, match=message):
             attention_rollout(cache, **{"stack": "encoder", **options})
