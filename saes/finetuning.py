@@ -26,6 +26,8 @@ from hooked_whisper.errors import ConfigError, CorpusError, SaeError
 from hooked_whisper.mel import HOP_LENGTH
 from hooked_whisper.saes.coding import Site, SparseCoder, find_site
 from hooked_whisper.saes.spliced_evaluation import (
+    ENCODER_OUT,
+    Batch,
     Replacement,
     Spliced,
     listen,
@@ -80,6 +82,7 @@ def finetune_sae(
     lr: float = 5e-5,
     fidelity: float = 1.0,
     seed: int = 0,
+    memory: float = 4e9,
     progress: bool | None = None,
 ) -> Finetuning:
     """Trains an SAE in place on KL(plain || spliced) + `fidelity` * FVU, over the model's own transcripts.
@@ -94,6 +97,8 @@ def finetune_sae(
         hook: where the SAE belongs; None takes what its metadata says.
         fidelity: weight of the reconstruction; at 0 nothing keeps the SAE's output like the activation.
         seed: of the order of the clips.
+        memory: bytes that may hold what the model heard and wrote, so that later epochs need not run it again: in
+            whisper-base 3 MB for each clip. Clips beyond are heard anew in every epoch. It changes nothing else.
         progress: show a progress bar; None shows it where the output is a terminal.
 
     Raises:
@@ -109,6 +114,7 @@ def finetune_sae(
     items = list(corpus)
     order = np.random.default_rng(seed)
     report = Finetuning()
+    memo = _Memory(model, corpus, site, memory if epochs > 1 else 0)
     optimizer = torch.optim.Adam(weights, lr=lr)
     n_steps = epochs * -(-len(items) // batch_size)
     hidden = None if progress is None else not progress
@@ -120,7 +126,7 @@ def finetune_sae(
             shuffled = [items[i] for i in order.permutation(len(items))]
             for at in range(0, len(shuffled), batch_size):
                 part = shuffled[at : at + batch_size]
-                clips = list(_short_clips(model, corpus, part))
+                clips = memo.of(part)
                 bar.update(len(part))
                 if not clips:
                     continue
@@ -179,22 +185,78 @@ def _training(model: HookedWhisper, weights: Sequence[Tensor]) -> Iterator[None]
             weight.requires_grad_(before)
 
 
-def _short_clips(
-    model: HookedWhisper, corpus: Corpus, items: Sequence[CorpusItem]
-) -> Iterator[tuple[Float[Tensor, " samples"], str | None]]:
-    for item in items:
-        waveform = corpus.load(item)
-        if waveform is not None and len(waveform) <= model.cfg.n_mel_frames * HOP_LENGTH:
-            yield waveform, item.language
+@dataclass
+class _Heard:
+    """One clip as the unhooked model hears it: a batch of one, and the tokens it writes."""
+
+    batch: Batch
+    text: list[int]
+
+    @property
+    def n_bytes(self) -> int:
+        held = {id(one): one for one in (self.batch.mel, self.batch.encoder_out, *self.batch.kept.values())}
+        return sum(one.nbytes for one in held.values())
+
+
+class _Memory:
+    """Hears clips, and remembers as many as fit into so many bytes."""
+
+    def __init__(self, model: HookedWhisper, corpus: Corpus, site: Site, room: float) -> None:
+        self.model, self.corpus, self.site, self.room = model, corpus, site, room
+        self.heard: dict[str, _Heard | None] = {}
+
+    def of(self, items: Sequence[CorpusItem]) -> list[_Heard]:
+        """What is heard in clips of at most one window, the others left out."""
+        new = self._hear([item for item in items if item.id not in self.heard])
+        found = [self.heard[item.id] if item.id in self.heard else new[item.id] for item in items]
+        for key, heard in new.items():
+            size = 0 if heard is None else heard.n_bytes
+            if size <= self.room:
+                self.room -= size
+                self.heard[key] = heard
+        return [heard for heard in found if heard is not None]
+
+    def _hear(self, items: Sequence[CorpusItem]) -> dict[str, _Heard | None]:
+        out: dict[str, _Heard | None] = dict.fromkeys(item.id for item in items)
+        waveforms: dict[str, Tensor] = {}
+        languages: list[str | None] = []
+        for item in items:
+            waveform = self.corpus.load(item)
+            if waveform is not None and len(waveform) <= self.model.cfg.n_mel_frames * HOP_LENGTH:
+                waveforms[item.id] = waveform
+                languages.append(item.language)
+        if not waveforms:
+            return out
+        batch = listen(self.model, list(waveforms.values()), languages, self.site)
+        with torch.no_grad():
+            texts = transcripts(self.model, batch.encoder_out, batch.languages)
+        for i, (key, text) in enumerate(zip(waveforms, texts, strict=True)):
+            here = slice(i, i + 1)
+            own = batch.encoder_out[here].clone()
+            kept = {name: own if name == ENCODER_OUT else value[here].clone() for name, value in batch.kept.items()}
+            one = Batch(batch.mel[here].clone(), batch.frame_mask[here], own, batch.languages[here], kept)
+            out[key] = _Heard(one, text)
+        return out
+
+
+def _together(heard: Sequence[_Heard]) -> tuple[Batch, list[list[int]]]:
+    """Clips that were heard alone, or in other company, as one batch."""
+    batches = [one.batch for one in heard]
+    return Batch(
+        mel=torch.cat([one.mel for one in batches]),
+        frame_mask=torch.cat([one.frame_mask for one in batches]),
+        encoder_out=torch.cat([one.encoder_out for one in batches]),
+        languages=[code for one in batches for code in one.languages],
+        kept={name: torch.cat([one.kept[name] for one in batches]) for name in batches[0].kept},
+    ), [one.text for one in heard]
 
 
 def _losses(
-    model: HookedWhisper, sae: SparseCoder, site: Site, clips: Sequence[tuple[Tensor, str | None]]
+    model: HookedWhisper, sae: SparseCoder, site: Site, clips: Sequence[_Heard]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """KL in nats a token, and FVU, of one batch."""
-    batch = listen(model, [waveform for waveform, _ in clips], [language for _, language in clips], site)
+    batch, texts = _together(clips)
     with torch.no_grad():
-        texts = transcripts(model, batch.encoder_out, batch.languages)
         fed = teacher_forced(model, batch, texts)
         plain = model.decode(fed.tokens, batch.encoder_out)
         wanted = torch.cat([written.flatten(1) for _, written in rows_at(model, site, batch, fed)]).float()

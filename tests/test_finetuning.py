@@ -8,10 +8,12 @@ import pytest
 import torch
 from sae_files import random_sae
 from short_windows import short_windows
+from torch import Tensor
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.errors import ConfigError, CorpusError, SaeError
-from hooked_whisper.saes import Corpus, evaluate_sae, finetune_sae, load_sae
+from hooked_whisper.saes import Corpus, evaluate_sae, finetune_sae, finetuning, load_sae
+from hooked_whisper.saes.spliced_evaluation import listen
 from hooked_whisper.speech import clips
 
 OUT = "encoder.hook_out"
@@ -70,6 +72,30 @@ def test_in_the_decoder_too(model: HookedWhisper, corpus: Corpus) -> None:
 def test_the_seed_fixes_it(model: HookedWhisper, corpus: Corpus) -> None:
     one, other = (finetune_sae(model, shipped(), corpus, batch_size=1, seed=3, progress=False) for _ in range(2))
     assert one == other
+
+
+@pytest.mark.parametrize("hook", [OUT, "encoder.blocks.3.hook_resid_post"])
+def test_what_is_remembered_changes_nothing(
+    hook: str, model: HookedWhisper, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    def listened(model: HookedWhisper, waveforms: list[Tensor], *rest: Any) -> Any:
+        heard.append(len(waveforms))
+        return listen(model, waveforms, *rest)
+
+    monkeypatch.setattr(finetuning, "listen", listened)
+    found = []
+    of_one = 80 * 300 * 4 + 150 * 512 * 4 * (1 if hook == OUT else 2)  # mel, encoder_out, what stands at the hook
+    for memory, times in ((0, [2, 2, 2]), (1.5 * of_one, [2, 1, 1]), (2 * of_one, [2])):
+        heard.clear()
+        sae = random_sae("topk", d_in=model.cfg.d_model, hook=hook, dtype="float32")
+        report = finetune_sae(model, sae, corpus, epochs=3, batch_size=2, lr=1e-3, memory=memory, progress=False)
+        assert heard == times
+        found.append((report, sae.W_dec.detach().clone()))
+    for report, weights in found[1:]:
+        assert report.kl == pytest.approx(found[0][0].kl, rel=1e-4)
+        torch.testing.assert_close(weights, found[0][1], rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be(model: HookedWhisper, corpus: Corpus) -> None:
