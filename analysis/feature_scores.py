@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from hooked_whisper.analysis.checks import check_whole
 from hooked_whisper.analysis.codes import CsrArray, FeatureCodes
 from hooked_whisper.analysis.frame_labels import FrameLabels
 from hooked_whisper.analysis.score_kernels import (
@@ -148,12 +149,12 @@ class FeatureScores:
         """The latents that score best for a label."""
         at = self.label(label)
         values = np.nan_to_num(self._measure(by)[:, at], nan=-np.inf)
-        return [self.match(int(latent), at) for latent in np.argsort(-values, kind="stable")[:n]]
+        return [self.match(int(latent), at) for latent in np.argsort(-values, kind="stable")[: check_whole("n", n)]]
 
     def of_latent(self, latent: int, n: int = 10, *, by: Measure = "f1_train") -> list[Match]:
         """The labels for which a latent scores best."""
         values = np.nan_to_num(self._measure(by)[latent], nan=-np.inf)
-        return [self.match(latent, int(at)) for at in np.argsort(-values, kind="stable")[:n]]
+        return [self.match(latent, int(at)) for at in np.argsort(-values, kind="stable")[: check_whole("n", n)]]
 
     def _measure(self, by: str) -> np.ndarray:
         if by not in _MEASURES:

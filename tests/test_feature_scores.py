@@ -127,6 +127,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         (lambda: scores.best("fone"), "No labels of kind 'fone': there are phone.*Did you mean"),
         (lambda: scores.top("phone=tt"), "There is no label 'phone=tt' here.*Did you mean"),
         (lambda: scores.top("phone=t", by="f2"), "Unknown measure 'f2'"),
+        (lambda: scores.top("phone=t", -1), "n=-1: expected a whole number of at least 1"),
         (lambda: phone_scores(scores, min_rows=10_000), "No label of kind 'phone' has 10000 rows in each half"),
         (lambda: frame_accuracy(codes, labels, "word"), "No labels of kind 'word': there are phone"),
         (lambda: frame_accuracy(codes, silent), "One of the halves has no frame with a label of kind 'phone'"),
