@@ -3,7 +3,7 @@
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
 python tools/train_shipped_sae.py prompts voices work
-python tools/ship_sae.py work/finetuned whisper-base/encoder.hook_out
+python tools/ship_sae.py work/run whisper-base/encoder.hook_out
 
 A tenth of the sentences of the prompts, with their translations, is left out, as `hooked-whisper evaluate --where
 kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of the voices are left out by the manifest.
