@@ -1,6 +1,6 @@
 """Brings what the pages say that their code prints up to date, by running it; an outdated assertion stops it.
 
-PYTHONPATH=tests python tools/doc_outputs.py docs/tutorial-features.md README.md     # rewrites the pages: look at the difference
+python tests/doc_outputs.py docs/tutorial-features.md README.md     # rewrites the pages: look at the difference
 
 Read the prose around each change: a figure that a sentence repeats does not change by itself.
 """
