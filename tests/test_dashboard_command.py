@@ -46,22 +46,22 @@ def test_pages_of_some_features(manifest: Path, tmp_path: Path) -> None:
     out, acts = tmp_path / "pages", tmp_path / "acts"
     shared = [manifest, "--store", acts, "--labels", "language", "--segments", 2]
     steered = ["--steering", f"7={tmp_path / 'steer.json'}"]
-    printed = run(*shared, "--out", out, "--feature", 7, "--feature", 2403, "--effects", *steered)
+    printed = run(*shared, "--out", out, "--feature", 7, "--feature", 1310, "--effects", *steered)
     lines = printed.splitlines()
     assert lines[-3].startswith(f"2 features and 3 clips in {out}, ") or "2 features and" in lines[-3]
     assert lines[-2:] == [
         f"Open {out / 'index.html'} in a browser.",
         f"Next: hooked-whisper publish RUN USER/NAME --dashboard {out}",
     ]
-    assert sorted(path.name for path in (out / "features").iterdir()) == ["00007.html", "02403.html"]
-    seven, busy = (Reader((out / "features" / f"{n}.html").read_text(encoding="utf-8")) for n in ("00007", "02403"))
+    assert sorted(path.name for path in (out / "features").iterdir()) == ["00007.html", "01310.html"]
+    seven, busy = (Reader((out / "features" / f"{n}.html").read_text(encoding="utf-8")) for n in ("00007", "01310"))
     assert seven.all("input")[0]["data-doses"] == "0|0.5|2"
     assert busy.all("audio") and any(text.startswith("language=") for text in busy.texts["th"])
     assert "Effect at the strongest segments" in busy.texts["caption"]
     single = tmp_path / "one"
-    printed = run(*shared, "--feature", 2403, "--single", "--out", single)
-    assert f"Written: {single / 'latent-2403.html'}" in printed
-    assert Reader((single / "latent-2403.html").read_text(encoding="utf-8")).all("audio")[0]["src"].startswith("data:")
+    printed = run(*shared, "--feature", 1310, "--single", "--out", single)
+    assert f"Written: {single / 'latent-1310.html'}" in printed
+    assert Reader((single / "latent-1310.html").read_text(encoding="utf-8")).all("audio")[0]["src"].startswith("data:")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_computed(manifest: Path, tmp_path: Path) -> None:

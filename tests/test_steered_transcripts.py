@@ -60,11 +60,11 @@ def test_clips_are_heard_as_they_are(heard: SteeredClips) -> None:
 def test_each_transcript_is_that_of_the_edit(heard: SteeredClips) -> None:
     model, sae = heard.model, heard.sae
     latent = int(heard.activity.density.argmax())
-    found = dose_transcripts(heard, Steer("add", latent, spans=[[(0.2, 0.8)]] * 2), (12.0,))
+    found = dose_transcripts(heard, Steer("add", latent, spans=[[(0.2, 0.8)]] * 2), (5.0,))
     assert [one.version for one in found[::2]] == ["unhooked", "sae", "steered", "random-0"]
     steered = next(one for one in found if one.version == "steered")
     assert steered.latents == (latent,) and all(one.latents not in ((), (latent,)) for one in found[6:])
-    push = Add(latent, 12.0, heard.activity.magnitude_of(latent), Span(0.2, 0.8))
+    push = Add(latent, 5.0, heard.activity.magnitude_of(latent), Span(0.2, 0.8))
     sound = clips("en", key="vm-sorry")[0].load()
     for steering, text in (
         (Steering([push], sae), steered.text),
