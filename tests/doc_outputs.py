@@ -12,12 +12,9 @@ import io
 import os
 import sys
 import tempfile
-import wave
 from pathlib import Path
 
-from test_docs import FENCE, Block, run_shell
-
-from hooked_whisper.speech import clips
+from test_docs import FENCE, Block, code_of, run_shell, write_speech
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +27,7 @@ def renew(page: Path) -> int:
     changes: list[tuple[int, int, str]] = []
     for fence, after in zip(fences, [*fences[1:], None], strict=True):
         label, indent = fence["label"].strip(), fence["indent"]
-        code = "\n".join(line[len(indent) :] for line in fence["code"].splitlines())
+        code = code_of(fence)
         line = text.count("\n", 0, fence.start("code")) + 1
         printed = io.StringIO()
         if label == "python":
@@ -53,15 +50,10 @@ def renew(page: Path) -> int:
 
 def main(pages: list[Path]) -> None:
     """Each page in a folder of its own."""
-    samples = clips("en", key="queue-youarenext")[0].load()
     for page in [page.resolve() for page in pages]:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            with wave.open("speech.wav", "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(16_000)
-                file.writeframes((samples.clamp(-1, 1) * 32_767).short().numpy().tobytes())
+            write_speech(Path(folder))
             print(f"{page.name}: {renew(page)} outputs changed", flush=True)
             os.chdir(ROOT)
 

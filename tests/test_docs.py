@@ -54,10 +54,12 @@ def blocks(page: Path) -> Iterator[Block]:
     for fence, after in zip(fences, [*fences[1:], None], strict=True):
         follows = after is not None and after["label"] == "text" and not text[fence.end() : after.start()].strip()
         line = text.count("\n", 0, fence.start("code")) + 1
-        yield Block(fence["label"].strip(), _code(fence), line, _code(after) if after is not None and follows else None)
+        yield Block(
+            fence["label"].strip(), code_of(fence), line, code_of(after) if after is not None and follows else None
+        )
 
 
-def _code(fence: re.Match[str]) -> str:
+def code_of(fence: re.Match[str]) -> str:
     return "\n".join(line[len(fence["indent"]) :] for line in fence["code"].splitlines())
 
 
@@ -110,15 +112,20 @@ def run_shell(block: Block, folder: Path) -> None:
     assert done.returncode == 0, f"line {block.line}:\n{block.code}\n{done.stdout}"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the blocks run: a folder that holds speech.wav, 16-bit mono at 16 kHz."""
+def write_speech(folder: Path) -> None:
+    """A shipped clip as speech.wav, 16-bit mono at 16 kHz."""
     samples = clips("en", key="queue-youarenext")[0].load()
-    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+    with wave.open(str(folder / "speech.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes((samples.clamp(-1, 1) * 32_767).short().numpy().tobytes())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the blocks run: a folder that holds speech.wav."""
+    write_speech(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
