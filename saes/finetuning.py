@@ -98,7 +98,8 @@ def finetune_sae(
         fidelity: weight of the reconstruction; at 0 nothing keeps the SAE's output like the activation.
         seed: of the order of the clips.
         memory: bytes that may hold what the model heard and wrote, so that later epochs need not run it again: in
-            whisper-base 4 MB for each clip (7 at hooks other than encoder.hook_out). Clips beyond are heard anew in every epoch. It changes nothing else.
+            whisper-base 4 MB for each clip at encoder.hook_out, 7 at another hook of its width in the encoder. Clips
+            beyond are heard anew in every epoch. It changes nothing else.
         progress: show a progress bar; None shows it where the output is a terminal.
 
     Raises:

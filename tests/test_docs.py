@@ -54,12 +54,12 @@ def blocks(page: Path) -> Iterator[Block]:
     for fence, after in zip(fences, [*fences[1:], None], strict=True):
         follows = after is not None and after["label"] == "text" and not text[fence.end() : after.start()].strip()
         line = text.count("\n", 0, fence.start("code")) + 1
-        yield Block(
-            fence["label"].strip(), code_of(fence), line, code_of(after) if after is not None and follows else None
-        )
+        output = code_of(after) if after is not None and follows else None
+        yield Block(fence["label"].strip(), code_of(fence), line, output)
 
 
 def code_of(fence: re.Match[str]) -> str:
+    """What stands in a fenced block, without the block's own indent."""
     return "\n".join(line[len(fence["indent"]) :] for line in fence["code"].splitlines())
 
 
