@@ -21,13 +21,13 @@ HOOK = "encoder.hook_out"
 SHORTEST = 0.8  # seconds, of clips that are heard alone in their window: shorter ones are in packed windows only
 
 
-def train(prompts: Path, voices: Path, work: Path) -> None:
-    """Harvests prompts packed and alone, and voices packed; trains on all of it."""
+def heard(prompts: Path, voices: Path, work: Path) -> ActivationStore:
+    """Harvests what the SAE is trained on: prompts packed and alone, and voices packed."""
     model = HookedWhisper.from_pretrained("openai/whisper-base")
     speech = Corpus.from_manifest(prompts / "manifest.jsonl").where(kind="speech")
-    heard, held_out = speech.split(0.1, seed=0, by="key")
+    known, held_out = speech.split(0.1, seed=0, by="key")
     left_out = {str(item.columns["key"]) for item in held_out}
-    alone = heard.where(seconds=lambda seconds: SHORTEST <= seconds <= 30)
+    alone = known.where(seconds=lambda seconds: SHORTEST <= seconds <= 30)
     others = Corpus.from_manifest(voices / "manifest.jsonl", on_error="skip").where(split="train")
     everything = Corpus.from_manifest(prompts / "manifest.jsonl")
     packed = harvest(model, everything, hooks=HOOK, out=work / "packed", packing="windows", batch_size=4)
@@ -36,8 +36,13 @@ def train(prompts: Path, voices: Path, work: Path) -> None:
         harvest(model, alone, hooks=HOOK, out=work / "alone", packing="none", batch_size=4),
         harvest(model, others, hooks=HOOK, out=work / "voices", packing="windows", batch_size=4),
     ]
+    return ActivationStore.join(stores)
+
+
+def train(prompts: Path, voices: Path, work: Path) -> None:
+    """Trains on all of it."""
     train_sae(
-        ActivationStore.join(stores),
+        heard(prompts, voices, work),
         hook=HOOK,
         architecture="topk",
         k=45,

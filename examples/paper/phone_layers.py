@@ -4,11 +4,12 @@ python examples/paper/phone_layers.py --work layers                             
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
   --languages en es fr it ru --voices 12 --configs 3/512/16/600 4/512/16/600          # an hour of one core
 
-A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened: an SAE (TopK) that is trained, without labels, on the
-training voices' sentences in all languages. Three things are kept apart, voices and sentences alike: what SAEs learn
-from and latents, thresholds and names are chosen on; what configurations are compared on (validation); and what the
-winners are tested on, once. A phone's frames are looked up where the encoder's frames are centred (see `frame_labels`).
-Every step keeps what it made in the folder --work: called again with more configurations, it goes on from there.
+A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, and with /batchtopk or /matryoshka in TopK's place: an
+SAE that is trained, without labels, on the training voices' sentences in all languages. Three things are kept apart,
+voices and sentences alike: what SAEs learn from and latents, thresholds and names are chosen on; what configurations
+are compared on (validation); and what the winners are tested on, once. A phone's frames are looked up where the
+encoder's frames are centred (see `frame_labels`). Every step keeps what it made in the folder --work: called again with
+more configurations, it goes on from there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from hooked_whisper.saes.baselines import Moments, fit_baseline
 SHIPPED = "whisper-base/encoder.hook_out"
 CLASSES = ("voicing", "manner", "place", "height", "backness")
 HOOKS = {**{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)}, "out": "encoder.hook_out"}
+ARCHITECTURES = {"batchtopk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
 CENTRE = 0.0  # of a frame's sound, in frames from its start
 CENTRES = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
 KEEPS = 0.6  # the F1 that a latent has in three languages
@@ -50,7 +52,7 @@ TRAIN = (
 VALIDATION = (PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160))
 TEST = tuple(
     PhoneVoice(*voice, split="test")
-    for voice in (("m3", 40, 170), ("f2", 55, 165), ("Alicia", 50, 175), ("Gene", 50, 170))
+    for voice in (("f5", 45, 165), ("Andy", 50, 175), ("linda", 50, 170), ("edward", 50, 180))
 )
 QUARTERS = 4  # training voices share the sentences out, each saying a quarter of them
 
@@ -176,17 +178,19 @@ class Study:
         """The SAE of a configuration, and its hook."""
         if config == SHIPPED:
             return load_sae(SHIPPED), HOOKS["out"]
-        layer, latents, k, steps, *whitened = config.split("/")
+        layer, latents, k, steps, *options = config.split("/")
+        architecture = next((full for name, full in ARCHITECTURES.items() if name in options), "topk")
         sae = train_sae(
             self.store("train"),
             hook=HOOKS[layer],
+            architecture=architecture,
             d_sae=int(latents),
             k=float(k),
             out=self.work / "saes" / config.replace("/", "-"),
             total_training_samples=int(steps) * self.batch,
             train_batch_size_samples=self.batch,
             lr=1e-3,
-            normalize_activations="covariance_whitening" if whitened else "expected_average_only_in",
+            normalize_activations="covariance_whitening" if "whitened" in options else "expected_average_only_in",
             dead_feature_window=150,
             held_out=0.02,
             evaluate_every=0,
@@ -329,7 +333,12 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=6, help="in each language, for all three parts together")
     parser.add_argument("--languages", nargs="+", default=["en", "es", "it"], help="the first one chooses")
     parser.add_argument("--voices", type=int, default=4, help="training voices; at most 2 compare, at most 4 test")
-    parser.add_argument("--configs", nargs="+", default=["3/256/8/20"], help="LAYER/LATENTS/K/STEPS[/whitened]")
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        default=["3/256/8/20"],
+        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka]",
+    )
     parser.add_argument(
         "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"
     )
