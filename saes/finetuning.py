@@ -25,6 +25,7 @@ from tqdm import tqdm
 from hooked_whisper.errors import ConfigError, CorpusError, SaeError
 from hooked_whisper.mel import HOP_LENGTH
 from hooked_whisper.saes.coding import Site, SparseCoder, find_site
+from hooked_whisper.saes.denormals import flushed_denormals
 from hooked_whisper.saes.spliced_evaluation import (
     ENCODER_OUT,
     Batch,
@@ -121,6 +122,7 @@ def finetune_sae(
     hidden = None if progress is None else not progress
     with (
         _training(model, weights),
+        flushed_denormals(),
         tqdm(desc="finetune", unit="clip", total=epochs * len(items), disable=hidden) as bar,
     ):
         for _ in range(epochs):

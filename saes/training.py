@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 
 from hooked_whisper import __version__
 from hooked_whisper.errors import SaeError
+from hooked_whisper.saes.denormals import flushed_denormals
 from hooked_whisper.saes.saelens import import_saelens
 from hooked_whisper.saes.source import ActivationSource
 from hooked_whisper.saes.training_checks import check, check_device
@@ -314,7 +315,7 @@ class _Loop:
         return PrefetchingIterator(batches)
 
     def _steps(self, start: int, logs: Sequence[RunLogs], console: ConsoleLog | None) -> None:
-        with closing(self._batches(start)) as batches:
+        with closing(self._batches(start)) as batches, flushed_denormals():
             self._go_through(batches, start, logs, console)
 
     def _go_through(

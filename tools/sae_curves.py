@@ -2,7 +2,7 @@
 
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
-python tools/sae_curves.py prompts voices work benchmarks/results/sae_curves.md       # two hours of one core
+python tools/sae_curves.py prompts voices work benchmarks/results/sae_curves.md       # an hour of one core
 
 One thing at a time is changed in a shorter training than the shipped SAE's. All SAEs are measured on the same clips,
 alone in their window: prompts whose sentences were left out, and speakers and languages that none has heard.
@@ -54,8 +54,8 @@ class Training:
     """
 
     share: float = 1.0
-    rows: int = 2_500_000
-    d_sae: int = 4096
+    rows: int = 1_500_000
+    d_sae: int = 2048
     k: int = 45
 
     @property
@@ -65,10 +65,10 @@ class Training:
 
 MIDDLE = Training()
 CURVES: dict[str, list[Training]] = {
-    "k, active latents": [replace(MIDDLE, k=k) for k in (16, 32, 45, 64, 96)],
+    "k, active latents": [replace(MIDDLE, k=k) for k in (32, 45, 64, 96)],
     "share of the clips": [replace(MIDDLE, share=share) for share in (0.125, 0.25, 0.5, 1)],
-    "rows trained on": [replace(MIDDLE, rows=rows) for rows in (600_000, 1_200_000, 2_500_000, 5_000_000)],
-    "latents": [replace(MIDDLE, d_sae=d_sae) for d_sae in (1024, 2048, 4096, 8192, 16_000)],
+    "latents": [replace(MIDDLE, d_sae=d_sae) for d_sae in (512, 1024, 2048, 4096, 8192)],
+    "rows trained on": [replace(MIDDLE, rows=rows) for rows in (375_000, 750_000, 1_500_000, 3_000_000)],
 }
 
 
