@@ -126,9 +126,13 @@ _EXPORTS = {
     "SteeringVector": "steering_vectors",
     "Target": "steering_target",
     "SteeringResult": "steering_result",
+    "find_quieting": "quieting",
+    "quieting_experiment": "quieting",
+    "Quieting": "quieting",
     "hallucination_experiment": "hallucination",
     "HallucinationResult": "hallucination",
     "silences": "non_speech",
+    "made_sounds": "non_speech",
     "noises": "non_speech",
     "music_windows": "non_speech",
     "fetch_music": "non_speech",
@@ -221,6 +225,7 @@ if TYPE_CHECKING:
     from hooked_whisper.analysis.nodes import windows as windows
     from hooked_whisper.analysis.non_speech import Sound as Sound
     from hooked_whisper.analysis.non_speech import fetch_music as fetch_music
+    from hooked_whisper.analysis.non_speech import made_sounds as made_sounds
     from hooked_whisper.analysis.non_speech import music_windows as music_windows
     from hooked_whisper.analysis.non_speech import noises as noises
     from hooked_whisper.analysis.non_speech import silences as silences
@@ -240,6 +245,9 @@ if TYPE_CHECKING:
     from hooked_whisper.analysis.probing import probe as probe
     from hooked_whisper.analysis.probing import probe_hooks as probe_hooks
     from hooked_whisper.analysis.probing import store_features as store_features
+    from hooked_whisper.analysis.quieting import Quieting as Quieting
+    from hooked_whisper.analysis.quieting import find_quieting as find_quieting
+    from hooked_whisper.analysis.quieting import quieting_experiment as quieting_experiment
     from hooked_whisper.analysis.rollout import Rollout as Rollout
     from hooked_whisper.analysis.rollout import attention_rollout as attention_rollout
     from hooked_whisper.analysis.steering import Steering as Steering

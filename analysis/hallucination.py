@@ -72,7 +72,7 @@ class HallucinationResult:
         versions: the unhooked model first.
         examples: false transcripts of the unhooked model on the chosen-on half, by sound.
         n_sounds, n_speech: how many of each were measured on. `n_false_chosen_on`: windows features were chosen on.
-        about: how.
+        about: how. `role`: what became of the latents.
     """
 
     latents: list[tuple[int, float]]
@@ -83,6 +83,7 @@ class HallucinationResult:
     n_false_chosen_on: int
     about: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    role: str = "steered away"
 
     def __post_init__(self) -> None:
         missing = {UNHOOKED, SAE_ONLY, STEERED, RANDOM} - {version.condition for version in self.versions}
@@ -118,7 +119,7 @@ class HallucinationResult:
             row = [one.condition, one.error_term or "", f"{one.strength:g}", *cells, one.wer.percent()]
             lines.append(f"| {' | '.join([*row, one.wer_change.percent()])} |")
         named = ", ".join(f"{latent} ({auc:.2f})" for latent, auc in self.latents)
-        lines += ["", f"Latents steered away, with their AUC: {named}.", "", *(f"- {note}" for note in self.notes)]
+        lines += ["", f"Latents {self.role}, with their AUC: {named}.", "", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines).rstrip() + "\n"
 
 
@@ -189,13 +190,8 @@ def hallucination_experiment(
     site = find_site(model, sae, hook)
     if site.in_decoder:
         raise AnalysisError(f"{site.read} is in the decoder: features of sounds are looked for in the encoder.")
-    runner = _Runner(model, sae, site, batch_size)
-    heard: list[tuple[Heard, Tensor]] = [((sound.id, sound.kind, language, None), sound.samples) for sound in sounds]
-    for item in speech:
-        sound = speech.load(item)
-        if sound is None or not item.text:
-            raise AnalysisError(f"{item.id} has no sound or no text: error rates of speech need both.")
-        heard.append(((item.id, "speech", item.language or "en", item.text), sound))
+    runner = Runner(model, sae, site, batch_size)
+    heard = to_hear(sounds, speech, language)
     chosen_on, measured = _halves(heard)
 
     shown = sys.stderr.isatty() if progress is None else progress
@@ -224,7 +220,7 @@ def hallucination_experiment(
     outcomes = runner.under([steerings for _, _, _, steerings in plan], measured, bar)
     bar.close()
     versions = [
-        _version(name, error_term, strength, texts_of, outcomes[0][0], [what for what, _ in measured])
+        version_of(name, error_term, strength, texts_of, outcomes[0][0], [what for what, _ in measured])
         for (name, error_term, strength, _), texts_of in zip(plan, outcomes, strict=True)
     ]
     counted = [what[1] for what, _ in measured if what[1] != "speech"]
@@ -249,6 +245,21 @@ def hallucination_experiment(
     )
 
 
+def to_hear(sounds: Sequence[Sound], speech: Corpus, language: str) -> list[tuple[Heard, Tensor]]:
+    """Sounds without speech, then speech, each with its samples.
+
+    Raises:
+        AnalysisError: a clip of speech without text.
+    """
+    heard: list[tuple[Heard, Tensor]] = [((sound.id, sound.kind, language, None), sound.samples) for sound in sounds]
+    for item in speech:
+        sound = speech.load(item)
+        if sound is None or not item.text:
+            raise AnalysisError(f"{item.id} has no sound or no text: error rates of speech need both.")
+        heard.append(((item.id, "speech", item.language or "en", item.text), sound))
+    return heard
+
+
 def _halves(heard: Sequence[tuple[Heard, Tensor]]) -> tuple[list[tuple[Heard, Tensor]], list[tuple[Heard, Tensor]]]:
     """Every second one of each kind and language."""
     seen: dict[tuple[str, str | None], int] = {}
@@ -260,8 +271,11 @@ def _halves(heard: Sequence[tuple[Heard, Tensor]]) -> tuple[list[tuple[Heard, Te
     return halves
 
 
-class _Runner:
-    """Clips in batches, plainly and under steering."""
+class Runner:
+    """Clips in batches, plainly and under steering.
+
+    `heard` pairs what is known of a clip with its samples at 16 kHz.
+    """
 
     def __init__(self, model: HookedWhisper, sae: SparseCoder, site: Site, batch_size: int) -> None:
         self.model, self.sae, self.site, self.batch_size = model, sae, site, batch_size
@@ -309,7 +323,7 @@ class _Runner:
         return found
 
 
-def _version(
+def version_of(
     name: str,
     error_term: str | None,
     strength: float,

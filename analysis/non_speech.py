@@ -5,6 +5,7 @@ sounds = [*silences(), *noises(), *music_windows(fetch_music("music"))]
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -81,6 +82,28 @@ def music_windows(paths: Sequence[str | Path], *, n_each: int = 8, seconds: floa
         found += [
             Sound(f"music/{stem}/{at / SAMPLE_RATE:.0f}s", "music", whole[at : at + length].clone()) for at in starts
         ]
+    return found
+
+
+def made_sounds(n_each: int = 8, seconds: float = SECONDS, seed: int = 0) -> list[Sound]:
+    """Hum, ticks and chords that are struck again and again, so many of each, no two alike.
+
+    Raises:
+        AnalysisError: a length that is not above 0, or over 30 s.
+    """
+    _check_length(seconds)
+    source = torch.Generator().manual_seed(seed)
+    time = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    found = []
+    for number in range(n_each):
+        a, b, c, d = torch.rand(4, generator=source).tolist()
+        hum = sum(torch.sin(2 * math.pi * (45 + 20 * a) * k * time) / k for k in (1, 2, 3, 5))
+        ticks = ((time * (1 + 3 * b)) % 1 < 0.004).float() * torch.randn(len(time), generator=source)
+        chord = sum(torch.sin(2 * math.pi * 220 * 2 ** (c + step / 12) * time) for step in (0, 4, 7))
+        chord = chord * (1 - (time * (0.5 + 2 * d)) % 1)  # struck again and again
+        for kind, samples in (("hum", hum), ("ticks", ticks), ("chords", chord)):
+            assert isinstance(samples, Tensor)
+            found.append(Sound(f"{kind}/{number}", kind, 0.1 * samples / samples.abs().max()))
     return found
 
 

@@ -15,7 +15,6 @@ kinds.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,8 +32,7 @@ from hooked_whisper.analysis.direct_attribution import direct_attribution
 from hooked_whisper.analysis.hallucination import is_false
 from hooked_whisper.analysis.metrics import LogitDifference, LogProbability
 from hooked_whisper.analysis.nodes import Node, nodes
-from hooked_whisper.analysis.non_speech import Sound, fetch_music, music_windows, noises, silences
-from hooked_whisper.audio import SAMPLE_RATE
+from hooked_whisper.analysis.non_speech import Sound, fetch_music, made_sounds, music_windows, noises, silences
 from hooked_whisper.saes.error_rates import count_errors, text_normalizer
 from hooked_whisper.saes.spliced_evaluation import transcripts
 from hooked_whisper.speech import Clip, clips
@@ -44,23 +42,6 @@ MAX_TOKENS = 30  # of a transcript; what is made up may go on for ever
 SCORED = 8  # tokens of a transcript that heads are judged by
 NO_SPEECH, LOG_PROBABILITY = 0.6, -1.0  # above and below these OpenAI's transcribe() drops a window
 NEEDED = 0.05  # nats a token: heads that true words lose more without are left alone
-
-
-def made_sounds(n_each: int, seconds: float, seed: int = 0) -> list[Sound]:
-    """Hum, ticks and chords, no two alike."""
-    source = torch.Generator().manual_seed(seed)
-    time = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    found = []
-    for number in range(n_each):
-        a, b, c, d = torch.rand(4, generator=source).tolist()
-        hum = sum(torch.sin(2 * math.pi * (45 + 20 * a) * k * time) / k for k in (1, 2, 3, 5))
-        ticks = ((time * (1 + 3 * b)) % 1 < 0.004).float() * torch.randn(len(time), generator=source)
-        chord = sum(torch.sin(2 * math.pi * 220 * 2 ** (c + step / 12) * time) for step in (0, 4, 7))
-        chord = chord * (1 - (time * (0.5 + 2 * d)) % 1)  # struck again and again
-        for kind, samples in (("hum", hum), ("ticks", ticks), ("chords", chord)):
-            assert isinstance(samples, Tensor)
-            found.append(Sound(f"{kind}/{number}", kind, 0.1 * samples / samples.abs().max()))
-    return found
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ SHORT = {
         *("--work", "layers", "--languages", "en", "es", "--sentences", "4"),
         *("--configs", "2/64/4/10", "--batch", "64", "--min-rows", "2"),
     ],
+    "non_speech.py": ["--work", "w", "--each", "1", "--clips", "2", "--doses", "2.4", "--random", "1"],
     "hallucination.py": ["--each", "2", "--speech", "1", "--heads", "3"],
     "phones.py": [
         "--work",

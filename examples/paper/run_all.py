@@ -29,6 +29,7 @@ STEPS: dict[str, tuple[list[str], list[str]]] = {
         ["--prompts", "{prompts}", "--sentences", "40", "--clips", "20", "--swaps", "p:k", "m:n", "f:s", "t:k"],
         ["--languages", "en", "it"],
     ),
+    "non_speech": (["--prompts", "{prompts}"], ["--each", "1", "--clips", "4", "--doses", "2.4"]),
 }
 
 
