@@ -86,7 +86,7 @@ def trained(training: Training, store: ActivationStore, work: Path) -> Any:
 
 def looked_at(corpus: Corpus, n_clips: int, *, by_language: bool) -> list[CorpusItem]:
     """So many clips, of all languages together or of each."""
-    items = [item for item in corpus if item.columns["seconds"] <= LONGEST]
+    items = [item for item in corpus if float(item.columns["seconds"] or 0) <= LONGEST]
     items = [items[i] for i in np.random.default_rng(0).permutation(len(items))]
     if not by_language:
         return items[:n_clips]

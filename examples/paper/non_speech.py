@@ -5,8 +5,8 @@ python examples/paper/non_speech.py --work quiet --prompts prompts       # music
 
 Gates and direction are chosen on silence, noise and three pieces of music, and on prompts that may have been learnt
 from. Everything is measured on noise of other seeds, two other pieces of music, kinds of sounds that nothing was chosen
-on (hum, ticks, chords), and prompts whose sentences were left out of the SAE's training: alone, and over music. Beside it
-stands what everybody uses: a threshold on the probability of <|nospeech|>.
+on (hum, ticks, chords), and prompts whose sentences were left out of the SAE's training: alone, and over music. Beside
+it stands what everybody uses: a threshold on the probability of <|nospeech|>.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RATE = 16_000
 
 def drawn(corpus: Corpus, n: int, seed: int = 0) -> Corpus:
     """So many clips of 1 to 10 s with a text."""
-    fit = [item for item in corpus if item.text and 1 <= float(item.columns.get("seconds", 5)) <= 10]
+    fit = [item for item in corpus if item.text and 1 <= float(item.columns.get("seconds") or 5) <= 10]
     order = np.random.default_rng(seed).permutation(len(fit))[:n]
     return Corpus([fit[i] for i in order], name=corpus.name)
 
