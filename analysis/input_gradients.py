@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -153,7 +154,7 @@ def integrated_gradients(
             barely audible, so steps are spaced evenly in the logarithm of loudness.
         baseline: what the input is compared with: "silence", or audio, one for each clip.
         tolerance: how far the stretches of the line may be from complete, together, as a share of the metric's change.
-        max_steps: where to stop even so; `relative_delta` tells what was reached.
+        max_steps: where to stop even so, with a warning; `relative_delta` tells what was reached.
         progress: whether to show a bar; None shows it on a terminal.
 
     Raises:
@@ -190,10 +191,18 @@ def integrated_gradients(
             steps = max(steps, taken)
     attributions = torch.nn.utils.rnn.pad_sequence([part.movedim(-1, 0) for part in found], batch_first=True)
     value, baseline_value = torch.tensor(values, dtype=torch.float64).unbind(1)
-    return InputGradients(
+    result = InputGradients(
         attributions.movedim(1, -1), value, baseline_value, wrt, steps, pair.clean.mel,
         tuple(len(clip) / SAMPLE_RATE for clip in loaded),
     )  # fmt: skip
+    missing = float(result.relative_delta.max())
+    if missing > tolerance:
+        warnings.warn(
+            f"Attributions miss {missing:.1%} of the metric's change, more than tolerance={tolerance:g}, after {steps} "
+            f"steps: raise max_steps={max_steps}.",
+            stacklevel=2,
+        )
+    return result
 
 
 @dataclass(frozen=True)

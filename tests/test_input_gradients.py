@@ -79,6 +79,13 @@ def test_clips_of_a_batch_and_their_own_baselines(tiny: HookedWhisper) -> None:
     assert torch.allclose(together.attributions[1, :32_000], alone.attributions[0], atol=1e-5)
 
 
+def test_stopping_short_of_the_tolerance_is_said(tiny: HookedWhisper) -> None:
+    tokens = fed(tiny)
+    with pytest.warns(UserWarning, match=r"more than tolerance=1e-09, after \d+ steps: raise max_steps=32"):
+        found = integrated_gradients(tiny, sound(), tokens, LogProbability(tokens, 4), tolerance=1e-9, max_steps=32)
+    assert float(found.relative_delta) > 1e-9
+
+
 def test_what_cannot_be_integrated_is_refused(tiny: HookedWhisper) -> None:
     tokens = fed(tiny)
     metric = LogProbability(tokens, 4)
