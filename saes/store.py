@@ -9,6 +9,7 @@ for batch in rest.batches("encoder.hook_out", 4096, seed=0): ...
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -320,9 +321,13 @@ class ActivationStore:
         for name, wanted in columns.items():
             test = as_test(wanted)
             keep &= np.array([test(value) for value in self._column(name)], dtype=bool)
-        said = f"where({', '.join(f'{name}={wanted!r}' for name, wanted in columns.items())})"
+        named = (f"{name}={'a function' if callable(wanted) else repr(wanted)}" for name, wanted in columns.items())
+        said = f"where({', '.join(named)})"
         if not keep.any():
             raise StoreError(f"This store has no clip in {said}.")
+        if any(callable(wanted) for wanted in columns.values()):  # what a function chose, it alone does not say
+            clips = np.array(self.clips["clip"].to_pylist(), dtype=object)[keep]
+            said += f": {len(clips)} clips, checksum {hashlib.sha256(chr(0).join(clips).encode()).hexdigest()[:16]}"
         return self._part(keep, said)
 
     def split(

@@ -186,6 +186,11 @@ def test_where(store: ActivationStore) -> None:
     assert numbers(french.where(key="b").rows(HOOK)) == [*range(3, 8), 32]
     assert french.where(n=lambda n: n > 4).n_rows == 1
     assert french.describe()["part"] == ["where(language='fr')"]
+    # A run that is gone on with in another process has other functions that choose the same.
+    (many,), (again,), (few,) = (
+        store.where(n=test).describe()["part"] for test in (lambda n: n > 4, lambda n: n >= 5, lambda n: n > 5)
+    )
+    assert many == again != few and "0x" not in many and many.startswith("where(n=a function): ")
     with pytest.raises(StoreError, match=r"no clip in where\(language='de'\)"):
         store.where(language="de")
     with pytest.raises(StoreError, match=r"no column 'lang': it has clip, .* n\. Did you mean 'language'|it has clip"):
