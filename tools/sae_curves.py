@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,14 @@ def measured(
     return found
 
 
-def report(found: Mapping[str, Mapping[str, Mapping[str, float]]], n_clips: Mapping[str, int], n_rows: int) -> str:
+def report(
+    found: Mapping[str, Mapping[str, Mapping[str, float]]], n_clips: Mapping[str, int], n_rows: int, flags: str
+) -> str:
     """The tables."""
-    base = ", ".join(f"{name} {value:g}" for name, value in asdict(MIDDLE).items())
+    base = f"all clips, {MIDDLE.rows:,} rows, {MIDDLE.d_sae:,} latents, k {MIDDLE.k}"
     lines = [
         "# More data, steps, latents, active latents", "",
-        f"Written by `python tools/sae_curves.py prompts voices work OUT`: hooked-whisper {__version__}, torch "
+        f"Written by `python tools/sae_curves.py prompts voices work OUT{flags}`: hooked-whisper {__version__}, torch "
         f"{torch.__version__}, one run of each. {n_rows:,} rows are there to train on; what is not said is {base}. "
         f"Looked at: {', '.join(f'{n} clips {name}' for name, n in n_clips.items())}, each alone in its window, with "
         "the unhooked model's own transcript.", "",
@@ -176,7 +178,8 @@ def main() -> None:
     }
     found = {name: measured(model, saes, corpus, items, mean) for name, (corpus, items) in parts.items()}
     options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = report(found, {name: len(items) for name, (_, items) in parts.items()}, store.n_rows)
+    flags = f" --clips {options.clips} --of-each {options.of_each}"
+    text = report(found, {name: len(items) for name, (_, items) in parts.items()}, store.n_rows, flags)
     options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 
