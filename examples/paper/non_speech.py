@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.analysis.hallucination import is_false
 from hooked_whisper.analysis.non_speech import Sound, made_sounds, music_windows, noises, silences
 from hooked_whisper.analysis.quieting import find_quieting, quieting_experiment
 from hooked_whisper.saes import Corpus, load_sae
@@ -104,16 +103,14 @@ def main() -> None:
     quieting = find_quieting(model, sae, known, chosen, n_gates=options.gates)
     spoken = {"speech alone": tested, f"speech over {'music' if music[1] else 'sounds'}, {SNR:g} dB": over(
         tested, music[1] or unknown)}  # fmt: skip
+    options.work.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for name, speech in spoken.items():
-        result = quieting_experiment(
-            model, quieting, unknown, speech, doses=options.doses, n_random=options.random
-        )  # fmt: skip
+        sounds = unknown if speech is tested else unknown[:1]  # they stay what they are, whatever is said elsewhere
+        result = quieting_experiment(model, quieting, sounds, speech, doses=options.doses, n_random=options.random)
         lines += [result.to_markdown().replace("# False", f"# {name[0].upper() + name[1:]}. False", 1)]
-        lines += [threshold(model, unknown, speech, set(result.examples)), ""]
-        assert all(map(is_false, result.examples.values()))
-    options.work.mkdir(parents=True, exist_ok=True)
-    (options.work / "report.md").write_text("\n".join(lines), encoding="utf-8")
+        lines += [threshold(model, sounds, speech, set(result.examples)), ""]
+        (options.work / "report.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 
