@@ -204,12 +204,13 @@ def quieting_experiment(
         (SAE_ONLY, "dropped", 0.0, [Steering((), quieting.sae, site.read, "dropped")]),
     ]
     for dose in doses:
-        plan += [
-            (STEERED, "kept", dose, [quieting.steering(dose)]),
-            (RANDOM, "kept", dose, [quieting.steering(dose, one.at_norm(length)) for one in drawn]),
-            (VECTOR, "kept", dose, [quieting.steering(dose, quieting.speech_less_sounds)]),
-            (EVERYWHERE, "kept", dose, [quieting.steering(dose, everywhere=True)]),
-        ]
+        pushed: dict[str, list[Steering | None]] = {
+            STEERED: [quieting.steering(dose)],
+            RANDOM: [quieting.steering(dose, one.at_norm(length)) for one in drawn],
+            VECTOR: [quieting.steering(dose, quieting.speech_less_sounds)],
+            EVERYWHERE: [quieting.steering(dose, everywhere=True)],
+        }
+        plan += [(name, "kept", dose, steerings) for name, steerings in pushed.items()]
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=len(heard), unit="clip", disable=not shown) as bar:
         outcomes = runner.under([steerings for *_, steerings in plan], heard, bar)
