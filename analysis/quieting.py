@@ -210,7 +210,8 @@ def quieting_experiment(
             VECTOR: [quieting.steering(dose, quieting.speech_less_sounds)],
             EVERYWHERE: [quieting.steering(dose, everywhere=True)],
         }
-        plan += [(name, "kept", dose, steerings) for name, steerings in pushed.items()]
+        for name, steerings in pushed.items():
+            plan.append((name, "kept", dose, steerings))
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=len(heard), unit="clip", disable=not shown) as bar:
         outcomes = runner.under([steerings for *_, steerings in plan], heard, bar)
