@@ -2,7 +2,7 @@
 
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
-python tools/sae_curves.py prompts voices work benchmarks/results/sae_curves.md       # an hour of one core
+python tools/sae_curves.py prompts voices work benchmarks/results/sae_curves.md       # two hours of one core
 
 One thing at a time is changed in a shorter training than the shipped SAE's. All SAEs are measured on the same clips,
 alone in their window: prompts whose sentences were left out, and speakers and languages that none has heard.
@@ -179,7 +179,8 @@ def main() -> None:
     found = {name: measured(model, saes, corpus, items, mean) for name, (corpus, items) in parts.items()}
     options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     flags = f" --clips {options.clips} --of-each {options.of_each}"
-    text = report(found, {name: len(items) for name, (_, items) in parts.items()}, store.n_rows, flags)
+    n_clips = {name: len(items) - len(corpus.skipped) for name, (corpus, items) in parts.items()}
+    text = report(found, n_clips, store.n_rows, flags)
     options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -1,7 +1,7 @@
 """Words made up where nobody speaks: can features of non-speech keep the model from them, and leave speech alone?
 
 python examples/paper/non_speech.py --work quiet                         # made sounds, shipped clips: a minute
-python examples/paper/non_speech.py --work quiet --prompts prompts       # music, 150 clips: half an hour of a core
+python examples/paper/non_speech.py --work quiet --prompts prompts       # music, 150 clips: hours of a core
 
 Gates and direction are chosen on silence, noise and three pieces of music, and on prompts that may have been learnt
 from. Everything is measured on noise of other seeds, two other pieces of music, kinds of sounds that nothing was chosen
