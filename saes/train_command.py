@@ -19,9 +19,9 @@ _WHOLE = (
 )  # fmt: skip
 _NUMBER = ("k", "lr", "lr_end", "adam_beta1", "adam_beta2", "held_out")
 _OF_ONE_SAE = (
-    "hook", "hook_out", "d_sae", "architecture", "k", "sparse", "name", "seed", "dtype", "normalize_activations",
-    "b_dec_init_method", "lr", "lr_end", "lr_scheduler_name", "lr_warm_up_steps", "lr_decay_steps",
-    "n_restart_cycles", "adam_beta1", "adam_beta2", "dead_feature_window", "feature_sampling_window",
+    "hook", "hook_out", "d_sae", "architecture", "k", "sparse", "name", "seed", "start", "dtype",
+    "normalize_activations", "b_dec_init_method", "lr", "lr_end", "lr_scheduler_name", "lr_warm_up_steps",
+    "lr_decay_steps", "n_restart_cycles", "adam_beta1", "adam_beta2", "dead_feature_window", "feature_sampling_window",
 )  # fmt: skip
 _FILE_ONLY = ("store", "saes")
 
@@ -50,6 +50,9 @@ def train(
         str | None, typer.Option(help="held_out_by: the column that is not to be on both sides, such as key.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and order.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="An SAE to go on from: a folder, a shipped one's name, a hub repository.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; the best there is if left out.")] = None,
     autocast: Annotated[bool | None, typer.Option(help="Products in bfloat16.")] = None,
     log: Annotated[
@@ -68,8 +71,8 @@ def train(
     flags = {
         "store": None if not stores else [str(path) for path in stores], "out": out, "hook": hook, "k": k,
         "architecture": architecture, "d_sae": d_sae, "total_training_samples": rows, "lr": lr, "seed": seed,
-        "train_batch_size_samples": batch_size, "held_out": held_out, "held_out_by": by, "device": device,
-        "autocast": autocast, "log": log or None,
+        "start": start, "train_batch_size_samples": batch_size, "held_out": held_out, "held_out_by": by,
+        "device": device, "autocast": autocast, "log": log or None,
     }  # fmt: skip
     asked |= {name: value for name, value in flags.items() if value is not None}
     asked.setdefault("resume", resume)

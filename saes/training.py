@@ -40,6 +40,7 @@ from hooked_whisper.saes.training_settings import (
     SaeSettings,
     Scheduler,
 )
+from hooked_whisper.saes.training_start import Start, find_start
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -76,6 +77,7 @@ def train_sae(
     dtype: str = "float32",
     device: str | None = None,
     seed: int = 0,
+    start: str | os.PathLike[str] | None = None,
     held_out: float | ActivationSource | None = 0.1,
     held_out_by: str = "clip",
     evaluate_every: int = 500,
@@ -117,6 +119,8 @@ def train_sae(
         dtype: of the weights.
         device: "cuda" where there is one, else "cpu".
         seed: fixes weights and order of the rows.
+        start: an SAE to go on from, as `load_sae` takes its name: a folder, a shipped one, a hub repository. It must
+            have the same sizes and kind of weights; k and all else may differ.
         held_out: the part of the clips to evaluate on instead of training on them, a source of other rows, or None.
         held_out_by: what must not be on both sides: "clip", or a column of the store, such as "key" or "speaker".
         evaluate_every, checkpoint_every, log_every: in steps; 0 for never.
@@ -134,7 +138,8 @@ def train_sae(
     """
     settings = SaeSettings(
         hook=hook, d_sae=d_sae, architecture=architecture, k=k, hook_out=hook_out, sparse=sparse,
-        name=Path(out).name or "sae", seed=seed, dtype=dtype, normalize_activations=normalize_activations,
+        name=Path(out).name or "sae", seed=seed, start=None if start is None else os.fspath(start),
+        dtype=dtype, normalize_activations=normalize_activations,
         b_dec_init_method=b_dec_init_method, lr=lr, lr_end=lr_end, lr_scheduler_name=lr_scheduler_name,
         lr_warm_up_steps=lr_warm_up_steps, lr_decay_steps=lr_decay_steps, n_restart_cycles=n_restart_cycles,
         adam_beta1=adam_beta1, adam_beta2=adam_beta2, dead_feature_window=dead_feature_window,
@@ -231,14 +236,16 @@ def _train(
         train_on, evaluate_on = split(source, held_out, by=held_out_by, seed=run.seed)
         check(saes, run, train_on, team.size)  # the rest may be too small
         _check_held_out(saes, evaluate_on)
-        records = [_record(one, run, train_on, evaluate_on) for one in saes]
+        widths = [[train_on.width(hook) for hook in one.hooks] for one in saes]
+        starts = [find_start(one, of_hooks) for one, of_hooks in zip(saes, widths, strict=True)]
+        records = [_record(one, run, train_on, evaluate_on, start) for one, start in zip(saes, starts, strict=True)]
         homes = [RunFolder(folder) for folder in folders]
         finished = [home.check(record, resume=resume) for home, record in zip(homes, records, strict=True)]
         if all(finished):
             return [load_trained(home, run.device) for home in homes]
         runs = [
-            TrainingRun(one, run, [train_on.width(hook) for hook in one.hooks], _metadata(one, train_on), home, team)
-            for one, home in zip(saes, homes, strict=True)
+            TrainingRun(one, run, of_hooks, _metadata(one, train_on), home, team, start)
+            for one, of_hooks, home, start in zip(saes, widths, homes, starts, strict=True)
         ]
         team.wait()  # until all have looked
         if team.is_first:
@@ -371,13 +378,18 @@ def _check_held_out(saes: Sequence[SaeSettings], held_out: ActivationSource | No
 
 
 def _record(
-    settings: SaeSettings, run: RunSettings, train_on: ActivationSource, held_out: ActivationSource | None
+    settings: SaeSettings,
+    run: RunSettings,
+    train_on: ActivationSource,
+    held_out: ActivationSource | None,
+    start: Start | None,
 ) -> dict[str, Any]:
     """What training.json says before the first step: all that decides the result, and where it comes from."""
     deciding = ("total_training_samples", "train_batch_size_samples", "seed", "n_init_rows", "autocast")
     return {
         "format": 1,
-        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "name"},
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "name"}
+        | {"start": None if start is None else start.describe()},
         "run": {name: getattr(run, name) for name in deciding},
         "source": train_on.describe(),
         "held_out": None if held_out is None else held_out.describe(),

@@ -29,6 +29,7 @@ from hooked_whisper.saes.training_settings import (
     matryoshka_widths,
     warm_up_steps,
 )
+from hooked_whisper.saes.training_start import Start
 
 # What reading a broken checkpoint raises; SaeError is a ValueError.
 _DAMAGED = (OSError, RuntimeError, KeyError, ValueError, EOFError, SafetensorError, UnpicklingError)
@@ -80,7 +81,7 @@ class TrainingRun:
 
     def __init__(
         self, settings: SaeSettings, run: RunSettings, widths: Sequence[int], metadata: Mapping[str, Any],
-        folder: RunFolder, team: Team,
+        folder: RunFolder, team: Team, start: Start | None = None,
     ) -> None:  # fmt: skip
         sae_lens = import_saelens()
         self.settings = settings
@@ -88,6 +89,7 @@ class TrainingRun:
         self.folder = folder
         self.team = team
         self.seconds = 0.0
+        self.start = start
         self.sae = build_sae(settings, widths, metadata).to(run.device)
         self.trainer = sae_lens.SAETrainer(_trainer_config(settings, run), self.sae, iter(()))
         if torch.device(run.device).type in ("cpu", "cuda"):
@@ -109,7 +111,7 @@ class TrainingRun:
 
     @torch.no_grad()
     def initialise(self, rows: Mapping[str, Tensor]) -> None:
-        """Sets the scale of activations and the decoder's bias from some rows of its hooks."""
+        """Sets the scale of activations and the decoder's bias, or all weights if it has a start, by some rows."""
         self._initialise(rows[self.settings.hooks[-1]])
 
     def _initialise(self, rows: Float[Tensor, "row width"]) -> None:
@@ -118,6 +120,10 @@ class TrainingRun:
             scaler.scaling_factor = norm_scale(rows)
         elif self.settings.normalize_activations == "covariance_whitening":
             scaler.estimate_whitening(rows.shape[1], iter([rows]), n_batches_for_norm_estimate=1)
+        if self.start is not None:
+            factor = scaler.scaling_factor
+            self.start.put_into(self.sae, 1.0 if factor is None else float(factor))
+            return
         method = self.settings.b_dec_init_method
         if method != "zeros" and self.settings.normalize_activations != "layer_norm":
             scaled = scaler.scale(rows)

@@ -69,6 +69,8 @@ class SaeSettings:
         sparse: train TopK and BatchTopK on sparse codes (`saes.sparse`): the same SAE in a fraction of time and memory.
         name: folder of the SAE in the run's, where several are trained.
         seed: of the weights at the start.
+        start: an SAE whose weights it starts from instead, as `load_sae` takes its name: a folder, a shipped one, a
+            hub repository.
         dtype: of the weights.
         normalize_activations: SAELens's; "expected_average_only_in" and "covariance_whitening" are folded into the
             weights before they are saved.
@@ -90,6 +92,7 @@ class SaeSettings:
     sparse: bool = True
     name: str | None = None
     seed: int = 0
+    start: str | None = None
     dtype: str = "float32"
     normalize_activations: str = "none"
     b_dec_init_method: str = "mean"
