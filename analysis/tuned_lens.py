@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from hooked_whisper.audio import AudioInput
 from hooked_whisper.errors import AnalysisError
+from hooked_whisper.file_modes import as_new_file
 from hooked_whisper.inputs import TextInput
 from hooked_whisper.model import HookedWhisper
 
@@ -84,7 +85,7 @@ class TunedLens:
         tensors = {"weight": self.weight, "bias": self.bias, "losses": self.losses}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(tensors, path, metadata={"tuned_lens": json.dumps({"model": self.model_name})})
-        return Path(path)
+        return as_new_file(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TunedLens:

@@ -21,6 +21,7 @@ from torch import Tensor
 import hooked_whisper
 from hooked_whisper.config import HookedWhisperConfig, StackConfig, resolve_device
 from hooked_whisper.errors import CacheError
+from hooked_whisper.file_modes import as_new_file
 from hooked_whisper.named_cache import same_memory
 from hooked_whisper.run import Run
 
@@ -97,7 +98,7 @@ def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> 
     beside = path.parent / f".cache-{uuid.uuid4().hex}"
     try:
         save_file(tensors, beside, metadata)
-        os.replace(beside, path)
+        os.replace(as_new_file(beside), path)
     except (OSError, SafetensorError) as error:
         raise CacheError(f"Cannot save to {str(path)!r}: {error}.") from error
     finally:

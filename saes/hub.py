@@ -29,6 +29,7 @@ import hooked_whisper
 from hooked_whisper.axes import axes
 from hooked_whisper.config import resolve_device, resolve_dtype
 from hooked_whisper.errors import CheckpointError, HookedWhisperError, PublishError, SaeError, did_you_mean
+from hooked_whisper.file_modes import as_new_file
 from hooked_whisper.huggingface import read_json
 from hooked_whisper.mel import FRAMES_PER_SECOND
 from hooked_whisper.saes.hub_files import fetch_file, is_repository, list_files
@@ -374,6 +375,8 @@ def _save(sae: Any, folder: Path) -> None:
             "save_inference_model(folder), and publish that folder."
         )
     sae.save_model(folder)
+    for written in folder.glob("*.safetensors"):
+        as_new_file(written)
 
 
 def _metadata(

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hooked_whisper.errors import StoreError
+from hooked_whisper.file_modes import as_new_file
 
 FORMAT = 1  # raised when a store can no longer be read by older versions
 MANIFEST, PLAN, CLIPS = "store.json", "plan.json", "clips.parquet"
@@ -98,6 +99,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> dict[str, Any]:
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         write(partial)
+        as_new_file(partial)
         about = {"bytes": partial.stat().st_size, "sha256": sha256(partial, flush=True)}
         partial.replace(path)
         _flush_folder(path.parent)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_whisper.errors import SaeError
+from hooked_whisper.file_modes import as_new_file
 
 SAE, RECORD, LOG, CHECKPOINTS = "sae", "training.json", "log.csv", "checkpoints"
 STATE = "state.json"
@@ -62,6 +63,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     fill(partial)
     for file in partial.rglob("*"):
         if file.is_file():
+            as_new_file(file)
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
     if path.exists():  # a folder that is not empty cannot be replaced in one move
