@@ -209,20 +209,14 @@ def hallucination_experiment(
 
     own = [latent for latent, _ in latents]
     alike = [activity.alike(own, seed=seed + number) for number in range(n_random)]
-    plan: list[tuple[str, ErrorTerm | None, float, list[Steering | None]]] = [
-        (UNHOOKED, None, 0.0, [None]),
-        (SAE_ONLY, "dropped", 0.0, [Steering((), sae, site.read, "dropped")]),
-    ]
+    plan = unsteered(sae, site.read)
     for error_term in error_terms:
         for strength in strengths:
-            plan.append((STEERED, error_term, strength, [steering(own, error_term, strength)]))
-            plan.append((RANDOM, error_term, strength, [steering(other, error_term, strength) for other in alike]))
-    outcomes = runner.under([steerings for _, _, _, steerings in plan], measured, bar)
+            plan.append(Version(STEERED, error_term, strength, [steering(own, error_term, strength)]))
+            others = [steering(other, error_term, strength) for other in alike]
+            plan.append(Version(RANDOM, error_term, strength, others))
+    versions, _ = runner.measure(plan, measured, bar)
     bar.close()
-    versions = [
-        version_of(name, error_term, strength, texts_of, outcomes[0][0], [what for what, _ in measured])
-        for (name, error_term, strength, _), texts_of in zip(plan, outcomes, strict=True)
-    ]
     counted = [what[1] for what, _ in measured if what[1] != "speech"]
     return HallucinationResult(
         latents=latents,
@@ -271,6 +265,22 @@ def _halves(heard: Sequence[tuple[Heard, Tensor]]) -> tuple[list[tuple[Heard, Te
     return halves
 
 
+@dataclass(frozen=True)
+class Version:
+    """What is to be measured: one steering, or several random ones together; None is the model as it is."""
+
+    condition: str
+    error_term: ErrorTerm | None
+    strength: float
+    steerings: Sequence[Steering | None]
+
+
+def unsteered(sae: SparseCoder, hook: str) -> list[Version]:
+    """The model as it is, which comes first, and with the SAE in its hook's place."""
+    alone = Steering((), sae, hook, "dropped")
+    return [Version(UNHOOKED, None, 0.0, [None]), Version(SAE_ONLY, "dropped", 0.0, [alone])]
+
+
 class Runner:
     """Clips in batches, plainly and under steering.
 
@@ -308,30 +318,25 @@ class Runner:
         magnitude = (sums / counts.where(counts > 0, torch.nan)).float()
         return texts, of_windows.numpy(), Activity((counts / frames.sum()).float(), magnitude, sum(lengths))
 
-    def under(
-        self, plan: Sequence[Sequence[Steering | None]], heard: Sequence[tuple[Heard, Tensor]], bar: Any
-    ) -> list[list[list[str]]]:
-        """Transcripts of each steering of each version of the plan."""
-        found: list[list[list[str]]] = [[[] for _ in version] for version in plan]
+    def measure(
+        self, plan: Sequence[Version], heard: Sequence[tuple[Heard, Tensor]], bar: Any
+    ) -> tuple[list[Hallucinations], list[str]]:
+        """Figures of each version, and the transcripts of the first, to which the others are compared."""
+        found: list[list[list[str]]] = [[[] for _ in version.steerings] for version in plan]
         for n_clips, batch in self._batches(heard):
-            for version, steerings in enumerate(plan):
-                for number, one in enumerate(steerings):
+            for version, texts in zip(plan, found, strict=True):
+                for one, own in zip(version.steerings, texts, strict=True):
                     steerer = None if one is None else Steerer(self.model, one)
-                    out = steered_frames(self.model, batch, steerer)
-                    found[version][number] += self._texts(out, batch)
+                    own += self._texts(steered_frames(self.model, batch, steerer), batch)
             bar.update(n_clips)
-        return found
+        known, plain = [what for what, _ in heard], found[0][0]
+        return [_figures(version, texts, plain, known) for version, texts in zip(plan, found, strict=True)], plain
 
 
-def version_of(
-    name: str,
-    error_term: str | None,
-    strength: float,
-    texts: Sequence[Sequence[str]],
-    plain: Sequence[str],
-    heard: Sequence[Heard],
+def _figures(
+    version: Version, texts: Sequence[Sequence[str]], plain: Sequence[str], heard: Sequence[Heard]
 ) -> Hallucinations:
-    """Figures of a version; those of several random ones are means over them, clip by clip."""
+    """Of a version; those of several random ones are means over them, clip by clip."""
     quiet = [i for i, what in enumerate(heard) if what[1] != "speech"]
     spoken = [i for i, what in enumerate(heard) if what[1] == "speech"]
     false = np.array([[float(is_false(one[i])) for i in quiet] for one in texts]).mean(0)
@@ -345,9 +350,9 @@ def version_of(
     before = np.array([_errors(heard[i], plain[i]).word_errors for i in spoken], dtype=float)
     words = np.array([_errors(heard[i], plain[i]).words for i in spoken], dtype=float)
     return Hallucinations(
-        condition=name,
-        error_term=error_term,
-        strength=strength,
+        condition=version.condition,
+        error_term=version.error_term,
+        strength=version.strength,
         false=by_kind,
         wer=bootstrap(ratio(errors, words), len(spoken)),
         wer_change=bootstrap(ratio(errors - before, words), len(spoken)),

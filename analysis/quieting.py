@@ -29,14 +29,15 @@ from hooked_whisper.analysis.edits import AddVector, Where, WhereActive
 from hooked_whisper.analysis.hallucination import (
     HallucinationResult,
     Runner,
+    Version,
     is_false,
     separating_latents,
     to_hear,
-    version_of,
+    unsteered,
 )
 from hooked_whisper.analysis.non_speech import Sound
-from hooked_whisper.analysis.steering import ErrorTerm, Steering
-from hooked_whisper.analysis.steering_controls import RANDOM, SAE_ONLY, STEERED, UNHOOKED, VECTOR, both
+from hooked_whisper.analysis.steering import Steering
+from hooked_whisper.analysis.steering_controls import RANDOM, STEERED, VECTOR, both
 from hooked_whisper.analysis.steering_vectors import SteeringVector, difference
 from hooked_whisper.axes import axes
 from hooked_whisper.errors import AnalysisError
@@ -199,28 +200,18 @@ def quieting_experiment(
         SteeringVector(site.read, torch.randn(model.cfg.d_model, generator=generator), (f"random {i}", ""), 0, 0)
         for i in range(n_random)
     ]
-    plan: list[tuple[str, ErrorTerm | None, float, list[Steering | None]]] = [
-        (UNHOOKED, None, 0.0, [None]),
-        (SAE_ONLY, "dropped", 0.0, [Steering((), quieting.sae, site.read, "dropped")]),
-    ]
+    plan = unsteered(quieting.sae, site.read)
     for dose in doses:
-        pushed: dict[str, list[Steering | None]] = {
-            STEERED: [quieting.steering(dose)],
-            RANDOM: [quieting.steering(dose, one.at_norm(length)) for one in drawn],
-            VECTOR: [quieting.steering(dose, quieting.speech_less_sounds)],
-            EVERYWHERE: [quieting.steering(dose, everywhere=True)],
-        }
-        for name, steerings in pushed.items():
-            plan.append((name, "kept", dose, steerings))
+        plan += [
+            Version(STEERED, "kept", dose, [quieting.steering(dose)]),
+            Version(RANDOM, "kept", dose, [quieting.steering(dose, one.at_norm(length)) for one in drawn]),
+            Version(VECTOR, "kept", dose, [quieting.steering(dose, quieting.speech_less_sounds)]),
+            Version(EVERYWHERE, "kept", dose, [quieting.steering(dose, everywhere=True)]),
+        ]
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=len(heard), unit="clip", disable=not shown) as bar:
-        outcomes = runner.under([steerings for *_, steerings in plan], heard, bar)
+        versions, plain = runner.measure(plan, heard, bar)
     known = [what for what, _ in heard]
-    plain = outcomes[0][0]
-    versions = [
-        version_of(name, error_term, dose, texts, plain, known)
-        for (name, error_term, dose, _), texts in zip(plan, outcomes, strict=True)
-    ]
     kinds = [sound.kind for sound in sounds]
     of_sounds = [(what[0], text) for what, text in zip(known, plain, strict=True) if what[1] != "speech"]
     return HallucinationResult(

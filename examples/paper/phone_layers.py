@@ -52,7 +52,7 @@ TRAIN = (
 VALIDATION = (PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160))
 TEST = tuple(
     PhoneVoice(*voice, split="test")
-    for voice in (("f5", 45, 165), ("Andy", 50, 175), ("linda", 50, 170), ("edward", 50, 180))
+    for voice in (("anika", 45, 165), ("Michael", 50, 175), ("shelby", 50, 170), ("john", 50, 180))
 )
 QUARTERS = 4  # training voices share the sentences out, each saying a quarter of them
 
