@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from hooked_whisper.audio import SAMPLES_PER_FRAME
+from hooked_whisper.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 # Run-time checking of options is ours, because its message says more than a type checker's.
 if TYPE_CHECKING:
@@ -126,3 +126,20 @@ def into_blocks(seconds: Sequence[float], rows: Sequence[float], shard_rows: int
             first, length, size = index, 0.0, 0.0
         length, size = length + more_seconds, size + more_rows
     return [*blocks, (first, len(seconds))]
+
+
+def cost(seconds: Sequence[float], window_frames: int, packing: Packing, length: WindowLength) -> int:
+    """Frames that the encoder is given for a block's clips, by how long they are, roughly."""
+    pieces = cut([round(one * SAMPLE_RATE) for one in seconds], window_frames)
+    batches = into_batches(into_windows(pieces, window_frames, packing), window_frames, 1, length)
+    return sum(frames for frames, _ in batches)
+
+
+def shared_out(costs: Sequence[float], n_processes: int) -> list[list[int]]:
+    """Blocks of each process, in order: each block, from the dearest on, goes to the one that has least to do."""
+    load, blocks = [0.0] * n_processes, [[] for _ in range(n_processes)]
+    for block in sorted(range(len(costs)), key=lambda block: -costs[block]):
+        least = load.index(min(load))
+        load[least] += costs[block]
+        blocks[least].append(block)
+    return [sorted(own) for own in blocks]

@@ -27,7 +27,15 @@ from hooked_whisper.saes.arrow import import_pyarrow
 from hooked_whisper.saes.corpus import Corpus
 from hooked_whisper.saes.corpus_item import CorpusItem
 from hooked_whisper.saes.fingerprints import weights_fingerprint
-from hooked_whisper.saes.harvest_plan import Packing, StoreDType, TextFrom, WindowLength, into_blocks
+from hooked_whisper.saes.harvest_plan import (
+    Packing,
+    StoreDType,
+    TextFrom,
+    WindowLength,
+    cost,
+    into_blocks,
+    shared_out,
+)
 from hooked_whisper.saes.harvest_run import RATES, Runner, RunOptions, row_width
 from hooked_whisper.saes.store import ActivationStore
 from hooked_whisper.saes.store_files import (
@@ -194,6 +202,7 @@ class _Plan:
     settings: StoreSettings
     blocks: list[tuple[int, int]]
     seconds: list[float]  # of each block, roughly
+    costs: list[int]  # frames that the encoder is given, roughly
 
 
 def _settings(runner: Runner, dtype: str, shard_rows: int) -> StoreSettings:
@@ -238,13 +247,15 @@ def _plan(
     per_second = _TOKENS_A_SECOND if settings.rate is None else settings.rate
     blocks = into_blocks(survey.seconds, [seconds * per_second for seconds in survey.seconds], shard_rows)
     seconds = [sum(survey.seconds[first:stop]) for first, stop in blocks]
+    window, options = runner.model.cfg.n_frames, runner.options
+    costs = [cost(survey.seconds[first:stop], window, options.packing, options.window) for first, stop in blocks]
     if (folder / PLAN).is_file():
         _compare(folder, StoreSettings.from_json(read_json(folder / PLAN)["settings"]), settings)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        plan = {"format": FORMAT, "settings": asdict(settings), "blocks": blocks, "seconds": seconds}
+        plan = {"format": FORMAT, "settings": asdict(settings), "blocks": blocks, "seconds": seconds, "costs": costs}
         write_json(folder / PLAN, plan | {"metadata": survey.metadata})
-    return _Plan(settings, blocks, seconds)
+    return _Plan(settings, blocks, seconds, costs)
 
 
 def _plan_of_first(folder: Path, settings: StoreSettings, corpus: Corpus, team: _Team) -> _Plan | None:
@@ -258,7 +269,8 @@ def _plan_of_first(folder: Path, settings: StoreSettings, corpus: Corpus, team: 
         return None
     if found["metadata"] != metadata_fingerprint(corpus):
         raise StoreError(f"Process {team.rank} was given another corpus than the one that {folder} is planned for.")
-    return _Plan(settings_found, [(first, stop) for first, stop in found["blocks"]], found["seconds"])
+    blocks = [(first, stop) for first, stop in found["blocks"]]
+    return _Plan(settings_found, blocks, found["seconds"], found["costs"])
 
 
 def _compare(folder: Path, found: StoreSettings, wanted: StoreSettings) -> None:
@@ -296,7 +308,7 @@ def _work(
 ) -> HarvestReport:
     """Writes the shards that are this process's and not there yet."""
     writer = StoreWriter(folder, plan.settings)
-    mine = range(team.rank, len(plan.blocks), team.size)
+    mine = shared_out(plan.costs, team.size)[team.rank]
     todo = [index for index in mine if writer.note(index) is None]
     per_second = plan.settings.rate or _TOKENS_A_SECOND
     bar = tqdm(

@@ -10,10 +10,12 @@ from hooked_whisper.saes.harvest_plan import (
     MAX_BLOCK_SECONDS,
     Piece,
     Window,
+    cost,
     cut,
     into_batches,
     into_blocks,
     into_windows,
+    shared_out,
 )
 
 FRAMES = 100  # of a window
@@ -86,3 +88,20 @@ def test_blocks_are_consecutive_and_small(seconds: list[float], shard_rows: int)
         if stop - first > 1:
             assert sum(rows[first:stop]) <= shard_rows
             assert sum(seconds[first:stop]) <= MAX_BLOCK_SECONDS
+
+
+def test_cost_is_what_the_encoder_is_given() -> None:
+    """1,500 frames a window: one for each clip, as many as packing takes, or the clips' own lengths."""
+    seconds = [10.0, 25.0, 4.2, 61.0]
+    assert cost(seconds, 1500, "none", "full") == 6 * 1500  # 61 s are three pieces
+    assert cost(seconds, 1500, "windows", "full") == 4 * 1500  # 10 and 4.2 and 1 s together
+    assert cost(seconds, 1500, "none", "true_length") == 500 + 1250 + 225 + 1500 + 1500 + 50
+
+
+@given(costs=st.lists(st.integers(1, 100), max_size=60), n=st.integers(1, 5))
+def test_every_block_has_one_process_and_none_has_much_more(costs: list[int], n: int) -> None:
+    shares = shared_out(costs, n)
+    assert sorted(block for own in shares for block in own) == list(range(len(costs)))
+    assert all(own == sorted(own) for own in shares)
+    loads = [sum(costs[block] for block in own) for own in shares]
+    assert max(loads) - min(loads) <= max(costs, default=0)

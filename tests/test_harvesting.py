@@ -243,7 +243,7 @@ def test_two_processes_take_turns(
     monkeypatch.setattr(harvesting, "PATIENCE", 0.2)
     with pytest.raises(StoreError, match="No news from the other processes in .* for an hour: run the same"):
         harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS)
-    assert [(out / f"0000{i}.json").is_file() for i in range(5)] == [True, False] * 2 + [True]
+    assert sum((out / f"0000{i}.json").is_file() for i in range(5)) in (2, 3)  # its share, by windows
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(StoreError, match="No news from the other processes"):
         harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS)
