@@ -1,7 +1,7 @@
 """Numbers too small for a processor's fast path, taken for 0 while an SAE trains.
 
 What Adam remembers of a latent that has stopped firing shrinks with every step, and below 1e-38 an x86 processor takes
-some hundred times as long for each operation. Nothing that small can move a weight.
+many times as long for each operation. Nothing that small can move a weight.
 """
 
 from __future__ import annotations
