@@ -4,11 +4,12 @@
     with steer(model, quieting.steering(2.4)):
         model.transcribe("hold-music.wav")
 
-`hallucination_experiment` takes the features of non-speech away. Here they do what they are good at: they detect. Latents are looked for that fire in every window without speech and not in speech; at frames
-where all of them fire, and nowhere else, a direction is added: the gradient of the log-probability that the transcript
-ends at once, averaged over frames of windows without speech. `quieting_experiment` measures both sides on other sounds
-and other speech, beside random directions of the same length at the same frames, the difference of the means of speech
-and sounds there, and the direction at every frame.
+`hallucination_experiment` takes the features of non-speech away. Here they do what they are good at: they detect.
+Latents are looked for that fire in every window without speech and not in speech; at frames where all of them fire,
+and nowhere else, a direction is added: the gradient of the log-probability that the transcript ends at once, averaged
+over frames of windows without speech. `quieting_experiment` measures both sides on other sounds and other speech,
+beside random directions of the same length at the same frames, the difference of the means of speech and sounds
+there, and the direction at every frame.
 """
 
 from __future__ import annotations
