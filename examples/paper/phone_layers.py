@@ -4,12 +4,13 @@ python examples/paper/phone_layers.py --work layers                             
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
   --languages en es fr it ru --voices 12 --configs 3/512/16/600 4/512/16/600          # an hour of one core
 
-A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, and with /batchtopk or /matryoshka in TopK's place: an
-SAE that is trained, without labels, on the training voices' sentences in all languages. Three things are kept apart,
-voices and sentences alike: what SAEs learn from and latents, thresholds and names are chosen on; what configurations
-are compared on (validation); and what the winners are tested on, once. A phone's frames are looked up where the
-encoder's frames are centred (see `frame_labels`). Every step keeps what it made in the folder --work: called again with
-more configurations, it goes on from there.
+A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, and with /batchtopk or /matryoshka in TopK's place:
+an SAE that is trained, without labels, on the training voices' sentences in all languages. Three things are kept
+apart, voices and sentences alike: what SAEs learn from and latents, thresholds and names are chosen on; what
+configurations are compared on (validation); and what the winners are tested on, once. A phone's frames are looked up
+where the encoder's frames are centred (see `frame_labels`), and a latent may fire up to a frame before or after its
+phone: the lag is chosen with latent and threshold. Every step keeps what it made in the folder --work: called again
+with more configurations, it goes on from there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis.codes import FeatureCodes, encode_store
 from hooked_whisper.analysis.derived_labels import articulatory_labels
-from hooked_whisper.analysis.feature_scores import frame_accuracy, phone_scores, score_features
+from hooked_whisper.analysis.feature_scores import Match, frame_accuracy, phone_scores, score_features
 from hooked_whisper.analysis.frame_labels import FrameLabels, frame_labels
 from hooked_whisper.analysis.labels import Labels
 from hooked_whisper.analysis.phone_speech import PhoneVoice, make_phone_corpus, parallel_texts
@@ -41,6 +42,7 @@ CLASSES = ("voicing", "manner", "place", "height", "backness")
 HOOKS = {**{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)}, "out": "encoder.hook_out"}
 ARCHITECTURES = {"batchtopk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
 CENTRE = 0.0  # of a frame's sound, in frames from its start
+LAGS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # frames that a latent may be ahead of its label, or behind it
 CENTRES = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
 KEEPS = 0.6  # the F1 that a latent has in three languages
 TRAIN = (
@@ -65,13 +67,14 @@ class Found:
         active: latents that are active in a frame.
         languages: figures of each language.
         f1: label -> language -> F1 of the latent chosen for it.
-        latent: label -> that latent.
+        latent: label -> that latent. lag: label -> how far it is ahead, in frames.
     """
 
     active: float
     languages: dict[str, dict[str, float]] = field(default_factory=dict)
     f1: dict[str, dict[str, float]] = field(default_factory=dict)
     latent: dict[str, int] = field(default_factory=dict)
+    lag: dict[str, float] = field(default_factory=dict)
 
     def kept(self, languages: int = 3) -> dict[int, list[str]]:
         """Latents with an F1 of at least KEEPS for one of their labels in so many languages, and these labels."""
@@ -90,14 +93,16 @@ class Bench:
         choose = study.store("train").where(language=self.languages[0])
         self.store, self.n_choose = ActivationStore.join([choose, study.store(part)]), choose.n_rows
         self.labels = study.labels
-        self.table: FrameLabels | None = None
+        self.tables: dict[float, FrameLabels] = {}
 
     def measure(self, coder: Any, hook: str, min_rows: int) -> Found:
         """Scores of the latents of an SAE or a basis."""
         codes = encode_store(coder, self.store, hook, progress=False)
-        if self.table is None:  # the same rows for every coder
-            self.table = frame_labels(self.labels, codes.clip, codes.frame, codes.clips, centre=CENTRE)
-        return _found(codes, self.table, self.languages, self.n_choose, min_rows, self.part == "test")
+        for lag in LAGS:  # the same rows for every coder
+            if lag not in self.tables:
+                moment = CENTRE + lag
+                self.tables[lag] = frame_labels(self.labels, codes.clip, codes.frame, codes.clips, centre=moment)
+        return _found(codes, self.tables, self.languages, self.n_choose, min_rows, self.part == "test")
 
     def moments(self, hook: str) -> Moments:
         """Of the rows to choose on."""
@@ -107,24 +112,35 @@ class Bench:
 
 
 def _found(
-    codes: FeatureCodes, table: FrameLabels, languages: Sequence[str], n_choose: int, min_rows: int, everywhere: bool
+    codes: FeatureCodes,
+    tables: Mapping[float, FrameLabels],
+    languages: Sequence[str],
+    n_choose: int,
+    min_rows: int,
+    everywhere: bool,
 ) -> Found:
-    # The first language's latents and thresholds, tested in each; frames of all languages only where `everywhere`.
+    # The first language's latents, thresholds and lags, tested in each; frames of all languages only if `everywhere`.
     choose, language = np.arange(codes.n_rows) < n_choose, codes.column("language")
     found = Found(codes.acts.nnz / codes.n_rows)
     rows = choose | (language == languages[0])
-    some, known, train = codes.select(rows), table.select(rows=rows), choose[rows]
-    scores = score_features(some, known, train=train, progress=False)
-    matches = []
-    for kind in ("phone", *CLASSES):
-        with contextlib.suppress(AnalysisError):  # none of its labels has rows enough
-            matches += phone_scores(scores, kind, min_rows=min_rows).strict
-    for match in matches:
-        found.latent[match.label] = match.latent
+    some, train = codes.select(rows), choose[rows]
+    best: dict[str, tuple[float, Match]] = {}
+    at_once: dict[str, Match] = {}
+    for lag, table in tables.items():
+        scores = score_features(some, table.select(rows=rows), train=train, progress=False)
+        for kind in ("phone", *CLASSES):
+            with contextlib.suppress(AnalysisError):  # none of its labels has rows enough
+                for match in phone_scores(scores, kind, min_rows=min_rows).strict:
+                    if match.label not in best or match.f1_train > best[match.label][1].f1_train:
+                        best[match.label] = (lag, match)
+                    if lag == 0:
+                        at_once[match.label] = match
+    for lag, match in best.values():
+        found.latent[match.label], found.lag[match.label] = match.latent, lag
         found.f1[match.label] = {languages[0]: match.f1}
         active, values = codes.latent(match.latent)
         active = active[values >= match.threshold]  # chosen in the first language alone
-        labelled = table.column(match.label)
+        labelled = tables[lag].column(match.label)
         for target in languages[1:]:
             there = ~choose & (language == target)
             n, hits = int((labelled & there).sum()), int((labelled & there)[active].sum())
@@ -137,9 +153,13 @@ def _found(
             "mean": float(np.mean(f1)) if f1 else 0.0,
             **{f"at {least}": sum(own >= least for own in f1) for least in (0.7, 0.6, 0.5)},
         }
+        if target == languages[0]:
+            unmoved = [match.f1 for label, match in at_once.items() if label.startswith("phone=")]
+            found.languages[target]["no lag"] = sum(own >= 0.7 for own in unmoved)
         if everywhere or target == languages[0]:
             rows = choose | (language == target)
-            of = frame_accuracy(codes.select(rows), table.select(rows=rows), "phone", train=choose[rows])
+            known = tables[0.0].select(rows=rows)
+            of = frame_accuracy(codes.select(rows), known, "phone", train=choose[rows])
             found.languages[target] |= {"lenient": of.lenient, "chance": of.lenient_by_chance, "strict": of.strict}
     return found
 
@@ -277,7 +297,7 @@ def probed(study: Study) -> list[str]:
 
 
 HEAD = [
-    "| features | active | phones | mean F1 | 0.7 | 0.6 | 0.5 | frames, lenient (chance) | strict | keep |",
+    "| features | active | phones | mean F1 | 0.7 (no lag) | 0.6 | 0.5 | frames, lenient (chance) | strict | keep |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 
@@ -285,7 +305,7 @@ HEAD = [
 def row(name: str, found: Found, source: str) -> str:
     """A row of the tables."""
     of = found.languages[source]
-    counts = " | ".join(f"{of[f'at {f1}']:.0f}" for f1 in (0.7, 0.6, 0.5))
+    counts = f"{of['at 0.7']:.0f} ({of['no lag']:.0f}) | {of['at 0.6']:.0f} | {of['at 0.5']:.0f}"
     return (
         f"| {name} | {found.active:.1f} | {of['phones']:.0f} | {of['mean']:.3f} | {counts} | {of['lenient']:.2f} "
         f"({of['chance']:.2f}) | {of['strict']:.2f} | {len(found.kept())} |"
@@ -300,6 +320,8 @@ def report(study: Study, valid: Mapping[str, Found], test: Mapping[str, Found], 
                        for name, acts in study.acts.items()) + ".", "",
              f"Latents that keep have F1 ≥ {KEEPS} for a phone or class in at least three of "
              f"{', '.join(study.languages)}, chosen in {source}, threshold and all. Figures are of {source}.", "",
+             f"A latent may be {max(LAGS):g} frame of 20 ms ahead of its label or behind it: the lag is chosen with "
+             "latent and threshold, on the training voices.", "",
              "## All configurations, on validation", "", *HEAD,
              *(row(name, found, source) for name, found in valid.items()), "",
              "## On the test", "", *HEAD, *(row(name, found, source) for name, found in test.items()), "",
@@ -307,11 +329,11 @@ def report(study: Study, valid: Mapping[str, Found], test: Mapping[str, Found], 
     for config in dict.fromkeys(chosen.values()):
         found = test[config]
         names = [label for label in found.f1 if source in found.f1[label]]
-        columns = ["label", "latent", *study.languages]
+        columns = ["label", "latent", "ahead by, ms", *study.languages]
         lines += [f"## {config}, on the test", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for label in sorted(names, key=lambda label: -found.f1[label][source]):
             f1 = [f"{found.f1[label][of]:.2f}" if of in found.f1[label] else "" for of in study.languages]
-            lines.append(f"| {label} | {found.latent[label]} | {' | '.join(f1)} |")
+            lines.append(f"| {label} | {found.latent[label]} | {20 * found.lag[label]:g} | {' | '.join(f1)} |")
         kept = "; ".join(f"{latent} ({', '.join(own)})" for latent, own in found.kept().items()) or "none"
         lines += ["", f"Latents that keep: {kept}.", ""]
         lines += ["| language | phones | 0.7 | 0.6 | frames, lenient (chance) | strict |", "|---" * 6 + "|"]
