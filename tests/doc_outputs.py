@@ -35,7 +35,8 @@ def renew(page: Path) -> int:
                 exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
         elif label == "bash":
             run_shell(Block(label, code, line), Path.cwd())
-        told = after is not None and after["label"] == "text" and not text[fence.end() : after.start()].strip()
+        between = "" if after is None else text[fence.end() : after.start()].strip()
+        told = after is not None and after["label"] == "text" and (not between or between.startswith("It printed"))
         if label == "python" and told and after is not None:
             now = "".join(f"{indent}{row}".rstrip() + "\n" for row in printed.getvalue().rstrip("\n").splitlines())
             if now != after["code"]:

@@ -82,12 +82,12 @@ def codes(folder: Path, model: HookedWhisper) -> FeatureCodes:
 def test_one_clip_alone(tmp_path: Path, loads: list[str]) -> None:
     out = tmp_path / "made" / "fires.csv"
     printed = run(CLIPS[0].path, "-n", 3, "--out", out).splitlines()
-    assert printed[0].startswith("4,096 latents at encoder.hook_out, ") and " of 1 clip, 45.0 active" in printed[0]
+    assert printed[0].startswith("4,096 latents at encoder.hook_out, ") and " of 1 clip, 96.0 active" in printed[0]
     assert "nothing here to tell the clip from" in printed[1]
     assert printed[-1].startswith(f"Next: hooked-whisper features {CLIPS[0].path} --span START:END")
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     totals = [float(row["share"]) * float(row["mean"]) for row in rows]
-    assert len(rows) > 45 and totals == sorted(totals, reverse=True)
+    assert len(rows) > 96 and totals == sorted(totals, reverse=True)
     assert all(float(row["start"]) < float(row["peak at"]) < float(row["end"]) <= 4 for row in rows)
     assert printed[3].split()[0] == rows[0]["latent"]
     assert loads == ["openai/whisper-base"]

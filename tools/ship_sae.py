@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from hooked_whisper.file_modes import as_new_file
 from hooked_whisper.saes import load_sae
 from hooked_whisper.saes.stability import match_saes
 
@@ -40,6 +41,8 @@ def ship(run: Path, name: str, shipped: Path = SHIPPED) -> Path:
         raise ValueError(f"a weight of {largest:.0f} is too large for float16")
     sae.to(dtype=torch.float16)
     sae.save_model(folder)
+    for written in folder.glob("*.safetensors"):
+        as_new_file(written)
     shutil.copy(run / "training.json", folder / "training.json")
     for log in run.glob("*.csv"):
         shutil.copy(log, folder / log.name)

@@ -254,7 +254,7 @@ def judged(study: Study, bench: Bench, configs: Sequence[str], file: Path, min_r
 
 def rivals(config: str) -> list[str]:
     """Neurons and components where this SAE reads, with as many coefficients a frame."""
-    layer, _, k = ("out", "", "45") if config == SHIPPED else config.split("/")[:3]
+    layer, _, k = ("out", "", load_sae(SHIPPED).cfg.k) if config == SHIPPED else config.split("/")[:3]
     return [f"{basis} at {layer}/{k}" for basis in ("neurons", "pca")]
 
 
