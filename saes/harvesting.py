@@ -269,6 +269,11 @@ def _plan_of_first(folder: Path, settings: StoreSettings, corpus: Corpus, team: 
         return None
     if found["metadata"] != metadata_fingerprint(corpus):
         raise StoreError(f"Process {team.rank} was given another corpus than the one that {folder} is planned for.")
+    if "costs" not in found:
+        raise StoreError(
+            f"{folder} was planned by an earlier version, whose processes shared the shards otherwise: let one process "
+            "go on with it, without torchrun."
+        )
     blocks = [(first, stop) for first, stop in found["blocks"]]
     return _Plan(settings_found, blocks, found["seconds"], found["costs"])
 

@@ -91,6 +91,8 @@ class TrainingRun:
         self.seconds = 0.0
         self.start = start
         self.sae = build_sae(settings, widths, metadata).to(run.device)
+        if start is not None:
+            start.check(self.sae)  # before anything is written
         self.trainer = sae_lens.SAETrainer(_trainer_config(settings, run), self.sae, iter(()))
         if torch.device(run.device).type in ("cpu", "cuda"):
             for group in self.trainer.optimizer.param_groups:

@@ -41,13 +41,24 @@ class Start:
         """What training.json says of it."""
         return {"name": self.name, "sha256": self.sha256}
 
+    def check(self, sae: Any) -> None:
+        """Raises SaeError where an SAE in training has weights that this one has not, or of other shapes."""
+        self._for(sae, 1.0)
+
     @torch.no_grad()
     def put_into(self, sae: Any, scale: float) -> None:
         """Sets the weights of an SAE in training, which reads rows that are multiplied by `scale`.
 
         Raises:
-            SaeError: it has weights that the other has not, or of other shapes.
+            SaeError: as `check`.
         """
+        found = self._for(sae, scale)
+        for name, there in (*sae.named_parameters(), *sae.named_buffers()):
+            if name in found:
+                there.copy_(found[name].to(there))
+
+    def _for(self, sae: Any, scale: float) -> dict[str, Tensor]:
+        """What the weights of `sae` are to be, by name."""
         # Decoder rows get a length of 1 on average, save where they are the encoder's as well.
         latents = scale * self.weights["W_dec"].norm(dim=-1).mean().item() if "W_enc" in self.weights else scale
         found = {name: _scaled(name, weight, scale, latents) for name, weight in self.weights.items()}
@@ -63,8 +74,7 @@ class Start:
                     f"The SAE to be trained has a {name} of shape {tuple(there.shape)}, and start={self.name!r} has "
                     f"{given}: start from one of the same architecture, d_sae and hook."
                 )
-        for name, there in wanted.items():
-            there.copy_(found[name].to(there))
+        return found
 
 
 def _scaled(name: str, weight: Tensor, rows: float, latents: float) -> Tensor:

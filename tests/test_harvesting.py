@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -253,6 +254,27 @@ def test_two_processes_take_turns(
     assert content(out) == content(whole)
     monkeypatch.setenv("RANK", "1")
     assert harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS).n_rows == sum(N_ROWS)
+
+
+def test_a_plan_of_an_earlier_version(
+    model: HookedWhisper, manifest: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not say what shards cost: several processes could not share them, one goes on."""
+    out = tmp_path / "acts"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(harvesting, "PATIENCE", 0.2)
+    with pytest.raises(StoreError, match="No news"):
+        harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS)
+    plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    (out / "plan.json").write_text(json.dumps({k: v for k, v in plan.items() if k != "costs"}), encoding="utf-8")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(StoreError, match="planned by an earlier version.*let one process"):
+        harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS)
+    assert content(out) == content(whole)
 
 
 def test_processes_that_disagree(

@@ -100,7 +100,7 @@ def test_what_cannot_start_is_said(tmp_path: Path) -> None:
         quick(tmp_path / "c", source, normalize_activations="covariance_whitening", start=start)
     with pytest.raises(SaeError, match="There is no SAE 'nothing'"):
         quick(tmp_path / "d", source, start="nothing")
-    assert not any((tmp_path / name).exists() for name in "acd")
+    assert not any((tmp_path / name).exists() for name in "abcd")
 
 
 def test_starts_are_found_by_their_names(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trains the SAE that comes with the package, from nothing but Debian's packages: three hours of two cores.
+"""Trains the SAE that comes with the package, from nothing but Debian's packages: some hours of two cores.
 
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
