@@ -1,4 +1,4 @@
-"""One training step of TopK and BatchTopK SAEs: SAELens's classes, the sparse ones, and sparsify, in one run.
+"""One training step of TopK, BatchTopK and matryoshka SAEs: SAELens's classes, the sparse ones, sparsify, in one run.
 
     python -m benchmarks.sparse_step --threads 1                              # 512 -> 16,384 on the CPU
     python -m benchmarks.sparse_step --threads 1 --losses 200                 # and the losses, step by step
@@ -24,6 +24,7 @@ from hooked_whisper.saes.saelens import import_saelens
 
 BATCHES = 4  # different batches that the steps go round
 SAELENS = "SAELens"
+KINDS = ["topk", "batchtopk", "matryoshka"]
 OURS = "hooked-whisper, sparse"
 
 
@@ -48,12 +49,20 @@ def saelens_steps(
     classes = {
         ("topk", False): (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),
         ("batchtopk", False): (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
+        ("matryoshka", False): (sae_lens.MatryoshkaBatchTopKTrainingSAE, sae_lens.MatryoshkaBatchTopKTrainingSAEConfig),
+        ("matryoshka", True): (
+            ours.SparseMatryoshkaBatchTopKTrainingSAE,
+            ours.SparseMatryoshkaBatchTopKTrainingSAEConfig,
+        ),
         ("topk", True): (ours.SparseTopKTrainingSAE, ours.SparseTopKTrainingSAEConfig),
         ("batchtopk", True): (ours.SparseBatchTopKTrainingSAE, ours.SparseBatchTopKTrainingSAEConfig),
     }
     cls, config = classes[kind, sparse]
     torch.manual_seed(0)
-    sae = cls(config(d_in=d_in, d_sae=d_sae, k=arguments.k, device=arguments.device))  # type: ignore[arg-type]
+    levels: dict[str, Any] = {}
+    if kind == "matryoshka":
+        levels = {"matryoshka_widths": [d_sae // 16, d_sae // 4, d_sae]}
+    sae = cls(config(d_in=d_in, d_sae=d_sae, k=arguments.k, device=arguments.device, **levels))  # type: ignore[arg-type]
     settings = SAETrainerConfig(
         total_training_samples=arguments.batch * 100_000, train_batch_size_samples=arguments.batch, lr=3e-4,
         lr_end=3e-5, device=arguments.device, autocast=arguments.autocast,
@@ -152,7 +161,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None, help="torch threads; torch's own choice when left out")
     parser.add_argument("--shape", action="append", help="d_in x d_sae, such as 512x16384; may be given again")
-    parser.add_argument("--kind", choices=["topk", "batchtopk"], action="append", help="both when left out")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="all when left out")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -167,7 +176,7 @@ def main() -> None:
     parts = [report.head("torch", "sae-lens", notes=f"{where}, {torch.get_num_threads()} threads")]
     shapes = [shape.split("x") for shape in arguments.shape or ["512x16384"]]
     made = losses if arguments.losses else section
-    kinds = arguments.kind or ["topk", "batchtopk"]
+    kinds = arguments.kind or KINDS
     parts += [made(kind, int(d_in), int(d_sae), arguments) for d_in, d_sae in shapes for kind in kinds]
     report.publish("\n".join(parts), arguments.out)
 

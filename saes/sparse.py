@@ -1,11 +1,11 @@
-"""TopK and BatchTopK SAEs that train on sparse codes: SAELens's own classes, with the same losses and gradients.
+"""TopK, BatchTopK and matryoshka SAEs that train on sparse codes: SAELens's classes, with their losses and gradients.
 
     from hooked_whisper.saes.sparse import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
 
     sae = SparseTopKTrainingSAE(SparseTopKTrainingSAEConfig(d_in=512, d_sae=16_384, k=32))
 
 They train under SAELens's `SAETrainer` as it is and are saved in its format, as an ordinary "topk" or "jumprelu" SAE;
-for training they are registered as "sparse_topk" and "sparse_batchtopk".
+for training they are registered as "sparse_topk", "sparse_batchtopk" and "sparse_matryoshka_batchtopk".
 
 A step costs one dense product, x @ W_enc, taken in pieces so that the scores of the whole batch never exist at once.
 All else touches only the pairs (row, latent) that are active, see `saes.sparse_kernels`:
@@ -14,7 +14,8 @@ All else touches only the pairs (row, latent) that are active, see `saes.sparse_
 - the rescaling of activations by the decoder's norms decides what is selected and then cancels, in the value and in the
   gradient: relu(h |w|) / |w| = relu(h);
 - the gradient of the encoder's input is wanted for b_dec alone, where it sums over the batch: W_enc times the gradient
-  of b_enc.
+  of b_enc;
+- the levels of a matryoshka SAE are sums of parts that share no latent, so each pair is still decoded once.
 
 Importing this module imports SAELens.
 """
@@ -22,7 +23,7 @@ Importing this module imports SAELens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ import_saelens()  # first, for its error and without its warning
 from sae_lens import (  # noqa: E402
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
     SAEConfig,
     TopKSAEConfig,
     TopKTrainingSAE,
@@ -51,6 +54,8 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput  # noqa: E402
 
 # Up to so many times the latents that each row may use of them, all dead latents are multiplied densely.
 _DENSE_AUX_FACTOR = 8
+# Scalings that SAELens works out anew in each step, and forgets when it has undone them.
+_UNDONE_ONCE = ("constant_norm_rescale", "layer_norm")
 
 
 @dataclass
@@ -79,6 +84,18 @@ class SparseBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     @classmethod
     def architecture(cls) -> str:
         return "sparse_batchtopk"
+
+
+@dataclass
+class SparseMatryoshkaBatchTopKTrainingSAEConfig(MatryoshkaBatchTopKTrainingSAEConfig):
+    """SAELens's `MatryoshkaBatchTopKTrainingSAEConfig`, and `kernels`: "torch", "triton" (CUDA), or "auto"."""
+
+    kernels: Backend = "auto"
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "sparse_matryoshka_batchtopk"
 
 
 class _Selection(NamedTuple):
@@ -130,6 +147,8 @@ class _SparseTraining(TopKTrainingSAE):
     """What both classes share: the step. `_select` is theirs."""
 
     cfg: SparseTopKTrainingSAEConfig | SparseBatchTopKTrainingSAEConfig  # type: ignore[assignment]
+    # Latents of each level that reconstructs by itself, short of all of them.
+    _inner_widths: Sequence[int] = ()
 
     @override
     def initialize_weights(self) -> None:
@@ -159,16 +178,23 @@ class _SparseTraining(TopKTrainingSAE):
             norms = self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
             dead = _dead_latents(step_input.dead_neuron_mask)
             k_aux = min(x.shape[-1] // 2, len(dead))
-            aux_is_sparse = len(dead) > _DENSE_AUX_FACTOR * k_aux
+            aux_is_sparse = len(dead) > _DENSE_AUX_FACTOR * k_aux and not self._aux_by_level
             main, aux = self._select(x, norms, dead if aux_is_sparse else None, k_aux)
         with _no_autocast(sae_in.device):
             values = self._pre_activations(main, x, norms, kernels).relu()
-            recons = _Decode.apply(values, self.W_dec, main.codes, kernels) + self.b_dec
+            *inner, recons = self._decode_levels(values, main.codes, kernels)
             recons = self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons))
             sae_out = self.reshape_fn_out(recons, self.d_head)
             mse_loss = self.mse_loss_fn(sae_out, sae_in).sum(dim=-1).mean()
+            inner = [self.run_time_activation_norm_fn_out(level) for level in inner]
+            inner_losses = {
+                f"inner_mse_loss_{width}": self.mse_loss_fn(level, sae_in).sum(dim=-1).mean()
+                for width, level in zip(self._inner_widths, inner, strict=True)
+            }
             aux_loss = sae_out.new_tensor(0.0)
-            if len(dead):
+            if len(dead) and self._aux_by_level:
+                aux_loss = self._aux_loss_by_level(sae_in, [*inner, sae_out], x, norms, dead)
+            elif len(dead):
                 if aux is not None:
                     aux_values = self._pre_activations(aux, x, norms, kernels)
                     aux_recons = _Decode.apply(aux_values, self.W_dec, aux.codes, kernels)
@@ -181,8 +207,8 @@ class _SparseTraining(TopKTrainingSAE):
             sae_out=sae_out,
             feature_acts=acts,
             hidden_pre=acts,
-            loss=mse_loss + aux_loss,
-            losses={"mse_loss": mse_loss, "auxiliary_reconstruction_loss": aux_loss},
+            loss=mse_loss + aux_loss + sum(inner_losses.values()),
+            losses={"mse_loss": mse_loss, "auxiliary_reconstruction_loss": aux_loss, **inner_losses},
         )
         self._after_step(output)
         return output
@@ -195,6 +221,24 @@ class _SparseTraining(TopKTrainingSAE):
 
     def _after_step(self, output: TrainStepOutput) -> None:
         """Where a class keeps what it learns about a step."""
+
+    @property
+    def _aux_by_level(self) -> bool:
+        """Whether dead latents learn what their own level leaves, instead of what all latents leave."""
+        return False
+
+    def _decode_levels(self, values: Tensor, codes: Codes, kernels: Kernels) -> Tensor:
+        """Decoder output of the first latents, for each of `_inner_widths`, and of all of them: [level, row, d_in]."""
+        if not self._inner_widths:
+            return (_Decode.apply(values, self.W_dec, codes, kernels) + self.b_dec)[None]
+        # The pairs of each level as rows of their own, decoded at once, then summed from level to level.
+        n_rows, n_levels = codes.n_rows, len(self._inner_widths) + 1
+        widths = torch.tensor(self._inner_widths, device=values.device)
+        rows, order = (torch.bucketize(codes.latents, widths, right=True) * n_rows + codes.rows).sort(stable=True)
+        offsets = torch.searchsorted(rows, torch.arange(n_levels * n_rows + 1, device=values.device))
+        by_level = Codes(codes.latents[order], offsets, codes.n_latents)
+        parts = _Decode.apply(values.index_select(0, order), self.W_dec, by_level, kernels)
+        return parts.view(n_levels, n_rows, -1).cumsum(0) + self.b_dec
 
     def _scores(self, x: Tensor, norms: Tensor | None) -> Iterator[tuple[int, Tensor]]:
         """First row and scores of each piece of the batch; a piece is overwritten by the next.
@@ -237,7 +281,7 @@ class _SparseTraining(TopKTrainingSAE):
 
     def _aux_loss(self, sae_in: Tensor, sae_out: Tensor, recons: Tensor, n_dead: int) -> Tensor:
         """SAELens's auxiliary loss: the dead latents' reconstruction of what the living ones leave."""
-        if self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+        if self.cfg.normalize_activations in _UNDONE_ONCE:
             raise SaeError(
                 f"normalize_activations={self.cfg.normalize_activations!r} was given to an SAE whose auxiliary loss "
                 "compares activations as they are: choose 'none', 'expected_average_only_in' or 'covariance_whitening'."
@@ -245,6 +289,19 @@ class _SparseTraining(TopKTrainingSAE):
         residual = (sae_in - sae_out).detach()
         scale = min(n_dead / (sae_in.shape[-1] // 2), 1.0)
         return self.cfg.aux_loss_coefficient * scale * (recons - residual).pow(2).sum(dim=-1).mean()
+
+    def _aux_loss_by_level(
+        self, sae_in: Tensor, levels: Sequence[Tensor], x: Tensor, norms: Tensor | None, dead: Tensor
+    ) -> Tensor:
+        """The sum of the auxiliary losses of the levels, each with its own dead latents and what it leaves."""
+        edges = [0, *self._inner_widths, self.cfg.d_sae]
+        total = sae_in.new_tensor(0.0)
+        for level, first, end in zip(levels, edges[:-1], edges[1:], strict=True):
+            own = dead[(dead >= first) & (dead < end)]
+            if len(own):
+                recons = self._dense_aux(x, norms, own, min(x.shape[-1] // 2, len(own)))
+                total = total + self._aux_loss(sae_in, level, recons, len(own))
+        return total
 
 
 class SparseTopKTrainingSAE(_SparseTraining):
@@ -314,6 +371,31 @@ class SparseBatchTopKTrainingSAE(_SparseTraining, BatchTopKTrainingSAE):
         output.metrics["topk_threshold"] = self.topk_threshold
 
 
+class SparseMatryoshkaBatchTopKTrainingSAE(SparseBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAE):
+    """SAELens's `MatryoshkaBatchTopKTrainingSAE` on sparse codes; saved as "jumprelu".
+
+    The first latents, as many as each of `matryoshka_widths` says, reconstruct by themselves as well, so the
+    first ones learn what is common and general.
+    """
+
+    cfg: SparseMatryoshkaBatchTopKTrainingSAEConfig  # type: ignore[assignment]
+
+    def __init__(self, cfg: SparseMatryoshkaBatchTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
+        if cfg.normalize_activations in _UNDONE_ONCE:
+            raise SaeError(
+                f"normalize_activations={cfg.normalize_activations!r} was given to a matryoshka SAE, and SAELens "
+                "undoes it once a step, not for each level: choose 'none', 'expected_average_only_in' or "
+                "'covariance_whitening'."
+            )
+        super().__init__(cfg, use_error_term)  # type: ignore[arg-type]
+        self._inner_widths = tuple(cfg.matryoshka_widths[:-1])
+
+    @property
+    @override
+    def _aux_by_level(self) -> bool:
+        return self.cfg.use_matryoshka_aux_loss
+
+
 def _rows_of(parts: list[tuple[Tensor, Tensor]], n_latents: int) -> _Selection:
     """Pieces of a batch that have equally many latents in every row."""
     scores = torch.cat([scores for scores, _ in parts])
@@ -356,6 +438,7 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
 for _sae, _cfg in (
     (SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig),
     (SparseBatchTopKTrainingSAE, SparseBatchTopKTrainingSAEConfig),
+    (SparseMatryoshkaBatchTopKTrainingSAE, SparseMatryoshkaBatchTopKTrainingSAEConfig),
 ):
     if _cfg.architecture() not in SAE_TRAINING_CLASS_REGISTRY:
         register_sae_training_class(_cfg.architecture(), _sae, _cfg)

@@ -101,7 +101,8 @@ def train_sae(
             "matching_pursuit", "batchtopk_transcoder", or another that is registered with SAELens for training.
         k: latents active in a row (on average over the batch for BatchTopK); needed for the TopK family.
         hook_out: the hook whose rows a transcoder writes, such as an MLP's output, read from its input.
-        sparse: train TopK and BatchTopK on sparse codes: the same result for a fraction of time and memory.
+        sparse: train TopK, BatchTopK and matryoshka SAEs on sparse codes: the same result for a fraction of time and
+            memory.
         total_training_samples: rows to train on, rounded down to whole batches; the data are gone through as often
             as that takes.
         train_batch_size_samples: rows of a batch, of all processes together.

@@ -18,7 +18,7 @@ TRANSCODER = "batchtopk_transcoder"
 TOPK_FAMILY = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk", TRANSCODER)
 # Selected over the whole batch in training; by a threshold, which is set at the end, in use.
 BATCHTOPK_FAMILY = ("batchtopk", "matryoshka_batchtopk", TRANSCODER)
-SPARSE = {"topk": "sparse_topk", "batchtopk": "sparse_batchtopk"}
+SPARSE = {name: f"sparse_{name}" for name in ("topk", "batchtopk", "matryoshka_batchtopk")}
 
 
 class ArchitectureOptions(TypedDict, total=False):
@@ -66,7 +66,8 @@ class SaeSettings:
             "matching_pursuit", "batchtopk_transcoder", or another that is registered with SAELens for training.
         k: latents that are active in a row; for the TopK family, where it must be given.
         hook_out: the hook whose rows a transcoder writes.
-        sparse: train TopK and BatchTopK on sparse codes (`saes.sparse`): the same SAE in a fraction of time and memory.
+        sparse: train TopK, BatchTopK and matryoshka SAEs on sparse codes (`saes.sparse`): the same SAE in a fraction
+            of time and memory.
         name: folder of the SAE in the run's, where several are trained.
         seed: of the weights at the start.
         start: an SAE whose weights it starts from instead, as `load_sae` takes its name: a folder, a shipped one, a

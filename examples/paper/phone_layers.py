@@ -50,11 +50,16 @@ TRAIN = (
     PhoneVoice("m2", 50, 175), PhoneVoice("m4", 40, 165), PhoneVoice("m6", 55, 185), PhoneVoice("m8", 50, 170),
     PhoneVoice("Annie", 50, 160), PhoneVoice("belinda", 45, 175), PhoneVoice("steph", 50, 190),
     PhoneVoice("max", 55, 155),
+    PhoneVoice("m3", 50, 165), PhoneVoice("f2", 55, 180), PhoneVoice("f5", 45, 170), PhoneVoice("Andy", 50, 150),
+    PhoneVoice("linda", 50, 185), PhoneVoice("edward", 45, 175), PhoneVoice("anika", 50, 160),
+    PhoneVoice("Michael", 55, 170), PhoneVoice("shelby", 45, 180), PhoneVoice("john", 50, 190),
 )  # fmt: skip
-VALIDATION = (PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160))
+VALIDATION = (
+    PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160), PhoneVoice("Alicia", 50, 170), PhoneVoice("Gene", 45, 180),
+)  # fmt: skip
 TEST = tuple(
     PhoneVoice(*voice, split="test")
-    for voice in (("anika", 45, 165), ("Michael", 50, 175), ("shelby", 50, 170), ("john", 50, 180))
+    for voice in (("Andrea", 45, 165), ("Denis", 50, 175), ("Alex", 50, 170), ("Mike", 50, 180))
 )
 QUARTERS = 4  # training voices share the sentences out, each saying a quarter of them
 
@@ -171,6 +176,7 @@ class Study:
         self.work: Path = options.work
         self.languages: list[str] = options.languages
         self.batch: int = options.batch
+        self.hooks = [HOOKS[layer] for layer in options.layers]
         prompts = options.prompts
         corpus = Corpus.from_clips() if prompts is None else Corpus.from_manifest(prompts / "manifest.jsonl")
         self.parts = _parts(parallel_texts(corpus, options.languages, options.sentences))
@@ -184,7 +190,7 @@ class Study:
                 continue
             made = make_phone_corpus(texts, self.work / "speech" / name, voices=said_by)
             self.acts[name] = harvest(
-                model, made.corpus, hooks=list(HOOKS.values()), out=self.work / "acts" / name, packing="windows",
+                model, made.corpus, hooks=self.hooks, out=self.work / "acts" / name, packing="windows",
                 batch_size=2,
             )  # fmt: skip
             self.labels = self.labels.merge(made.labels.where(tiers=["phone"]))
@@ -279,7 +285,7 @@ def probed(study: Study) -> list[str]:
     clips, counts = both.clips["clip"].to_pylist(), both.clips["n_rows"].to_numpy()
     clip, frame = np.repeat(np.arange(len(clips)), counts), both.frames["frame"].to_numpy()
     tables = [frame_labels(study.labels, clip, frame, clips, tiers=["phone"], centre=centre) for centre in CENTRES]
-    for hook in HOOKS.values():
+    for hook in study.hooks:
         rows = both.rows(hook, 0, both.n_rows).float().numpy()
         rows = (rows - rows[: learn.n_rows].mean(0)) / (rows[: learn.n_rows].std(0) + 1e-6)
         rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], 1)
@@ -354,7 +360,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="folder that `hooked-whisper prompts` made; else shipped texts")
     parser.add_argument("--sentences", type=int, default=6, help="in each language, for all three parts together")
     parser.add_argument("--languages", nargs="+", default=["en", "es", "it"], help="the first one chooses")
-    parser.add_argument("--voices", type=int, default=4, help="training voices; at most 2 compare, at most 4 test")
+    parser.add_argument("--voices", type=int, default=4, help="training voices; at most 4 compare and 4 test")
+    parser.add_argument(
+        "--layers", nargs="+", default=list(HOOKS), choices=list(HOOKS), help="harvested ones, `out` among them"
+    )
     parser.add_argument(
         "--configs",
         nargs="+",
