@@ -16,7 +16,6 @@ with more configurations, it goes on from there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -29,11 +28,11 @@ import numpy as np
 from hooked_whisper import HookedWhisper
 from hooked_whisper.analysis.codes import FeatureCodes, encode_store
 from hooked_whisper.analysis.derived_labels import articulatory_labels
-from hooked_whisper.analysis.feature_scores import Match, frame_accuracy, phone_scores, score_features
+from hooked_whisper.analysis.feature_scores import frame_accuracy
 from hooked_whisper.analysis.frame_labels import FrameLabels, frame_labels
 from hooked_whisper.analysis.labels import Labels
+from hooked_whisper.analysis.lagged_scores import LAGS, labels_by_lag, lagged_scores
 from hooked_whisper.analysis.phone_speech import PhoneVoice, make_phone_corpus, parallel_texts
-from hooked_whisper.errors import AnalysisError
 from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae, train_sae
 from hooked_whisper.saes.baselines import Moments, fit_baseline
 
@@ -42,7 +41,6 @@ CLASSES = ("voicing", "manner", "place", "height", "backness")
 HOOKS = {**{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)}, "out": "encoder.hook_out"}
 ARCHITECTURES = {"batchtopk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
 CENTRE = 0.0  # of a frame's sound, in frames from its start
-LAGS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # frames that a latent may be ahead of its label, or behind it
 CENTRES = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
 KEEPS = 0.6  # the F1 that a latent has in three languages
 TRAIN = (
@@ -103,10 +101,8 @@ class Bench:
     def measure(self, coder: Any, hook: str, min_rows: int) -> Found:
         """Scores of the latents of an SAE or a basis."""
         codes = encode_store(coder, self.store, hook, progress=False)
-        for lag in LAGS:  # the same rows for every coder
-            if lag not in self.tables:
-                moment = CENTRE + lag
-                self.tables[lag] = frame_labels(self.labels, codes.clip, codes.frame, codes.clips, centre=moment)
+        if not self.tables:  # the same rows for every coder
+            self.tables = labels_by_lag(self.labels, codes.clip, codes.frame, codes.clips, centre=CENTRE)
         return _found(codes, self.tables, self.languages, self.n_choose, min_rows, self.part == "test")
 
     def moments(self, hook: str) -> Moments:
@@ -129,28 +125,21 @@ def _found(
     found = Found(codes.acts.nnz / codes.n_rows)
     rows = choose | (language == languages[0])
     some, train = codes.select(rows), choose[rows]
-    best: dict[str, tuple[float, Match]] = {}
-    at_once: dict[str, Match] = {}
-    for lag, table in tables.items():
-        scores = score_features(some, table.select(rows=rows), train=train, progress=False)
-        for kind in ("phone", *CLASSES):
-            with contextlib.suppress(AnalysisError):  # none of its labels has rows enough
-                for match in phone_scores(scores, kind, min_rows=min_rows).strict:
-                    if match.label not in best or match.f1_train > best[match.label][1].f1_train:
-                        best[match.label] = (lag, match)
-                    if lag == 0:
-                        at_once[match.label] = match
-    for lag, match in best.values():
-        found.latent[match.label], found.lag[match.label] = match.latent, lag
-        found.f1[match.label] = {languages[0]: match.f1}
+    own_tables = {lag: table.select(rows=rows) for lag, table in tables.items()}
+    kinds = [kind for kind in ("phone", *CLASSES) if kind in own_tables[0.0].kind_names]
+    best = lagged_scores(some, own_tables, *kinds, train=train, min_rows=min_rows, progress=False)
+    for label, one in best.items():
+        match, lag = one.match, one.lag
+        found.latent[label], found.lag[label] = match.latent, lag
+        found.f1[label] = {languages[0]: match.f1}
         active, values = codes.latent(match.latent)
         active = active[values >= match.threshold]  # chosen in the first language alone
-        labelled = tables[lag].column(match.label)
+        labelled = tables[lag].column(label)
         for target in languages[1:]:
             there = ~choose & (language == target)
             n, hits = int((labelled & there).sum()), int((labelled & there)[active].sum())
             if n >= min_rows:
-                found.f1[match.label][target] = 2 * hits / (n + int(there[active].sum()))
+                found.f1[label][target] = 2 * hits / (n + int(there[active].sum()))
     for target in languages:
         f1 = [own[target] for label, own in found.f1.items() if label.startswith("phone=") and target in own]
         found.languages[target] = {
@@ -159,7 +148,7 @@ def _found(
             **{f"at {least}": sum(own >= least for own in f1) for least in (0.7, 0.6, 0.5)},
         }
         if target == languages[0]:
-            unmoved = [match.f1 for label, match in at_once.items() if label.startswith("phone=")]
+            unmoved = [one.unmoved.f1 for label, one in best.items() if one.unmoved and label.startswith("phone=")]
             found.languages[target]["no lag"] = sum(own >= 0.7 for own in unmoved)
         if everywhere or target == languages[0]:
             rows = choose | (language == target)
