@@ -37,7 +37,7 @@ def batches(d_in: int, batch: int, device: torch.device) -> list[Tensor]:
 
 
 def saelens_steps(
-    kind: str, sparse: bool, arguments: argparse.Namespace, d_in: int, d_sae: int
+    kind: str, sparse: bool, arguments: argparse.Namespace, d_in: int, d_sae: int, *, reverse: bool = False
 ) -> Callable[[int], Any]:
     """A function that makes step i under SAELens's trainer and returns what its `step` returns."""
     import_saelens()
@@ -70,6 +70,8 @@ def saelens_steps(
     )  # fmt: skip
     trainer = sae_lens.SAETrainer(settings, sae, iter(()))  # type: ignore[arg-type]
     data = batches(d_in, arguments.batch, torch.device(arguments.device))
+    if reverse:
+        data = [rows.flip(0) for rows in data]
 
     def step(i: int) -> Any:
         output = trainer.step(data[i % BATCHES])
@@ -147,13 +149,27 @@ def section(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> 
 
 
 def losses(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> str:
-    """How far the losses of the two classes are apart, over the first steps of the same run."""
-    both = [saelens_steps(kind, sparse, arguments, d_in, d_sae) for sparse in (False, True)]
-    apart, last = 0.0, 0.0
+    """How far the losses of the two classes are apart over the first steps; with `--floor`, what rounding alone does.
+
+    Rounding decides between latents that are nearly equal, and from there on two trainings are apart. How far that goes
+    is seen where SAELens's class is given the same batches with their rows in the opposite order.
+    """
+    runs = [saelens_steps(kind, sparse, arguments, d_in, d_sae) for sparse in (False, True)]
+    if arguments.floor:
+        runs.append(saelens_steps(kind, False, arguments, d_in, d_sae, reverse=True))
+    apart, last = [0.0] * (len(runs) - 1), 0.0
     for i in range(arguments.losses):
-        dense, sparse = (float(step(i).loss.detach()) for step in both)
-        apart, last = max(apart, abs(dense - sparse)), dense
-    return f"{kind}: losses of {arguments.losses} steps differ by at most {apart:.1e}; the last is {last:.3f}.\n"
+        last, *others = (float(step(i).loss.detach()) for step in runs)
+        apart = [max(so_far, abs(last - other)) for so_far, other in zip(apart, others, strict=True)]
+    rows = torch.cat(batches(d_in, arguments.batch, torch.device("cpu")))
+    variance = float((rows - rows.mean(0)).pow(2).sum(1).mean())
+    text = (
+        f"{kind}, {d_in} -> {d_sae:,}, batch {arguments.batch:,}: losses of {arguments.losses} steps differ by at most "
+        f"{apart[0]:.1e}, {apart[0] / variance:.1e} of the rows' variance of {variance:.1f}; the last is {last:.3f}."
+    )
+    if arguments.floor:
+        text += f" Those of SAELens's class, with the rows of each batch in the opposite order: by {apart[1]:.1e}."
+    return text + "\n"
 
 
 def main() -> None:
@@ -169,6 +185,7 @@ def main() -> None:
     parser.add_argument("--dead-feature-window", type=int, default=1000, help="0 makes the auxiliary loss work at once")
     parser.add_argument("--peer", choices=["sparsify"], help="also measure this")
     parser.add_argument("--losses", type=int, default=0, help="instead, compare the losses of so many steps")
+    parser.add_argument("--floor", action="store_true", help="with --losses: also how far rounding alone takes them")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
