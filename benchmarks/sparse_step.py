@@ -62,14 +62,14 @@ def saelens_steps(
     levels: dict[str, Any] = {}
     if kind == "matryoshka":
         levels = {"matryoshka_widths": [d_sae // 16, d_sae // 4, d_sae]}
-    sae = cls(config(d_in=d_in, d_sae=d_sae, k=arguments.k, device=arguments.device, **levels))  # type: ignore[arg-type]
+    sae = cls(config(d_in=d_in, d_sae=d_sae, k=arguments.k, device=arguments.device, dtype=arguments.dtype, **levels))  # type: ignore[arg-type]
     settings = SAETrainerConfig(
         total_training_samples=arguments.batch * 100_000, train_batch_size_samples=arguments.batch, lr=3e-4,
         lr_end=3e-5, device=arguments.device, autocast=arguments.autocast,
         dead_feature_window=arguments.dead_feature_window,
     )  # fmt: skip
     trainer = sae_lens.SAETrainer(settings, sae, iter(()))  # type: ignore[arg-type]
-    data = batches(d_in, arguments.batch, torch.device(arguments.device))
+    data = [rows.to(sae.dtype) for rows in batches(d_in, arguments.batch, torch.device(arguments.device))]
     if reverse:
         data = [rows.flip(0) for rows in data]
 
@@ -152,20 +152,21 @@ def losses(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> s
     """How far the losses of the two classes are apart over the first steps; with `--floor`, what rounding alone does.
 
     Rounding decides between latents that are nearly equal, and from there on two trainings are apart. How far that goes
-    is seen where SAELens's class is given the same batches with their rows in the opposite order.
+    is seen where SAELens's class is given the same batches with their rows in the opposite order, and it is not there in
+    double precision.
     """
     runs = [saelens_steps(kind, sparse, arguments, d_in, d_sae) for sparse in (False, True)]
     if arguments.floor:
         runs.append(saelens_steps(kind, False, arguments, d_in, d_sae, reverse=True))
     apart, last = [0.0] * (len(runs) - 1), 0.0
     for i in range(arguments.losses):
-        last, *others = (float(step(i).loss.detach()) for step in runs)
+        last, *others = (float(step(i).loss.detach().double()) for step in runs)
         apart = [max(so_far, abs(last - other)) for so_far, other in zip(apart, others, strict=True)]
     rows = torch.cat(batches(d_in, arguments.batch, torch.device("cpu")))
     variance = float((rows - rows.mean(0)).pow(2).sum(1).mean())
     text = (
-        f"{kind}, {d_in} -> {d_sae:,}, batch {arguments.batch:,}: losses of {arguments.losses} steps differ by at most "
-        f"{apart[0]:.1e}, {apart[0] / variance:.1e} of the rows' variance of {variance:.1f}; the last is {last:.3f}."
+        f"{kind}, {d_in} -> {d_sae:,}, batch {arguments.batch:,}, {arguments.dtype}: losses of {arguments.losses} "
+        f"steps differ by at most {apart[0]:.1e}, {apart[0] / variance:.1e} of the rows' variance of {variance:.1f}; the last is {last:.3f}."
     )
     if arguments.floor:
         text += f" Those of SAELens's class, with the rows of each batch in the opposite order: by {apart[1]:.1e}."
@@ -185,6 +186,9 @@ def main() -> None:
     parser.add_argument("--dead-feature-window", type=int, default=1000, help="0 makes the auxiliary loss work at once")
     parser.add_argument("--peer", choices=["sparsify"], help="also measure this")
     parser.add_argument("--losses", type=int, default=0, help="instead, compare the losses of so many steps")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float64"], default="float32", help="of SAELens's and our classes"
+    )
     parser.add_argument("--floor", action="store_true", help="with --losses: also how far rounding alone takes them")
     arguments = parser.parse_args()
     if arguments.threads is not None:

@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument(
         "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"
     )
+    parser.add_argument("--no-test", action="store_true", help="stop after comparing: the test voices are for the end")
     parser.add_argument("--batch", type=int, default=1024, help="rows of a step")
     parser.add_argument("--min-rows", type=int, default=20, help="frames that a phone has at least on both sides")
     options = parser.parse_args()
@@ -372,6 +373,9 @@ def main() -> None:
         return
     looked_at = options.work / "validation.json"
     compared = judged(study, Bench(study, "valid"), [SHIPPED, *options.configs], looked_at, options.min_rows)
+    if options.no_test:
+        print("\n".join([*HEAD, *(row(name, found, study.languages[0]) for name, found in compared.items())]))
+        return
     chosen = winners(compared, study.languages[0])
     finals = list(dict.fromkeys([SHIPPED, *chosen.values()]))
     finals += [rival for config in finals for rival in rivals(config)]
