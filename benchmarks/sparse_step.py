@@ -152,8 +152,8 @@ def losses(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> s
     """How far the losses of the two classes are apart over the first steps; with `--floor`, what rounding alone does.
 
     Rounding decides between latents that are nearly equal, and from there on two trainings are apart. How far that goes
-    is seen where SAELens's class is given the same batches with their rows in the opposite order, and it is not there in
-    double precision.
+    is seen where SAELens's class is given the same batches with their rows in the opposite order; in double precision it
+    does not happen.
     """
     runs = [saelens_steps(kind, sparse, arguments, d_in, d_sae) for sparse in (False, True)]
     if arguments.floor:
@@ -166,7 +166,8 @@ def losses(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> s
     variance = float((rows - rows.mean(0)).pow(2).sum(1).mean())
     text = (
         f"{kind}, {d_in} -> {d_sae:,}, batch {arguments.batch:,}, {arguments.dtype}: losses of {arguments.losses} "
-        f"steps differ by at most {apart[0]:.1e}, {apart[0] / variance:.1e} of the rows' variance of {variance:.1f}; the last is {last:.3f}."
+        f"steps differ by at most {apart[0]:.1e}, {apart[0] / variance:.1e} of the rows' variance of {variance:.1f}; "
+        f"the last is {last:.3f}."
     )
     if arguments.floor:
         text += f" Those of SAELens's class, with the rows of each batch in the opposite order: by {apart[1]:.1e}."
