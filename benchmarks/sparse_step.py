@@ -152,8 +152,8 @@ def losses(kind: str, d_in: int, d_sae: int, arguments: argparse.Namespace) -> s
     """How far the losses of the two classes are apart over the first steps; with `--floor`, what rounding alone does.
 
     Rounding decides between latents that are nearly equal, and from there on two trainings are apart. How far that goes
-    is seen where SAELens's class is given the same batches with their rows in the opposite order; in double precision it
-    does not happen.
+    is seen where SAELens's class is given the same batches with their rows in the opposite order. In double precision
+    it does not happen.
     """
     runs = [saelens_steps(kind, sparse, arguments, d_in, d_sae) for sparse in (False, True)]
     if arguments.floor:
