@@ -2,7 +2,7 @@
 
 python examples/paper/phone_layers.py --work layers                                   # six sentences: a minute
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
-  --languages en es fr it ru --voices 12 --configs 3/512/16/600 4/512/16/600          # an hour of one core
+  --languages en es fr it ru --voices 22 --layers 2 3 out --configs 3/4096/48/4000/matryoshka   # two hours of one core
 
 A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, and with /batchtopk or /matryoshka in TopK's place:
 an SAE that is trained, without labels, on the training voices' sentences in all languages. Three things are kept
