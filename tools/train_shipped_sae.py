@@ -3,12 +3,10 @@
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
 python tools/train_shipped_sae.py prompts voices work
-python tools/train_shipped_sae.py prompts voices work --finetune
-python tools/ship_sae.py work/finetuned whisper-base/encoder.hook_out
+python tools/ship_sae.py work/run whisper-base/encoder.hook_out
 
 It learns with 45 active latents first and goes on with 96, which keeps more of what the model goes by. An SAE that has
-the first part behind it may be named with `--first`. The last part finetunes work/run, or the SAE that `--finetune`
-names, on what the model predicts.
+the first part behind it may be named as a fourth argument.
 
 A tenth of the sentences of the prompts, with their translations, is left out, as `hooked-whisper evaluate --where
 kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of the voices are left out by the manifest.
@@ -16,22 +14,14 @@ kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of t
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
 from hooked_whisper import HookedWhisper
-from hooked_whisper.saes import ActivationStore, Corpus, finetune_sae, harvest, load_sae, train_sae
+from hooked_whisper.saes import ActivationStore, Corpus, harvest, train_sae
 
 HOOK = "encoder.hook_out"
-SHIPPED = Path(__file__).resolve().parent.parent / "saes" / "shipped"
-VOICES_PER_LANGUAGE = 40
 SHORTEST = 0.8  # seconds, of clips that are heard alone in their window: shorter ones are in packed windows only
 
 
@@ -67,52 +57,5 @@ def train(prompts: Path, voices: Path, work: Path, first: str | None = None) -> 
     train_sae(store, k=96, start=first, out=work / "run", total_training_samples=25_000_000, **shared)
 
 
-def finetune(prompts: Path, voices: Path, work: Path, name: str) -> None:
-    """Finetunes an SAE on clips that are heard alone: the prompts, and some of the voices in each language."""
-    model = HookedWhisper.from_pretrained("openai/whisper-base")
-    known, _ = Corpus.from_manifest(prompts / "manifest.jsonl").where(kind="speech").split(0.1, seed=0, by="key")
-    others = Corpus.from_manifest(voices / "manifest.jsonl", on_error="skip").where(split="train")
-    chosen = [(prompts, item) for item in known.where(seconds=_fits)]
-    languages = LANGUAGES.keys()
-    for language in sorted(set(map(str, others.values("language"))) & languages):
-        own = [item for item in others.where(language=language) if _fits(float(item.columns["seconds"]))]
-        chosen += [(voices, item) for item in random.Random(0).sample(own, min(VOICES_PER_LANGUAGE, len(own)))]
-    manifest = work / "finetune.jsonl"
-    work.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"path": str((folder / item.id).resolve()), "language": item.language, "speaker": item.speaker}
-        for folder, item in chosen
-    ]
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    sae = load_sae(name).to(dtype=torch.float32)
-    report = finetune_sae(model, sae, Corpus.from_manifest(manifest, on_error="skip"), epochs=2, memory=12e9)
-    print(report)
-    out = work / "finetuned"
-    sae.save_model(out)
-    source = Path(name) if Path(name).is_dir() else SHIPPED / name
-    for file in (source / "training.json", *source.glob("*.csv")):
-        shutil.copy(file, out / file.name)
-    steps = zip(report.kl, report.fvu, strict=True)
-    lines = ["step,kl,fvu", *(f"{i},{kl:.6f},{fvu:.6f}" for i, (kl, fvu) in enumerate(steps, start=1))]
-    (out / "finetuning.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _fits(seconds: float) -> bool:
-    return SHORTEST <= seconds <= 30
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("prompts", "voices", "work"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--first", help="an SAE with 45 active latents, which spares the first part")
-    parser.add_argument("--finetune", nargs="?", const="", help="the last part; of work/run, or of the SAE named")
-    options = parser.parse_args()
-    if options.finetune is None:
-        train(options.prompts, options.voices, options.work, options.first)
-    else:
-        finetune(options.prompts, options.voices, options.work, options.finetune or str(options.work / "run"))
-
-
 if __name__ == "__main__":
-    main()
+    train(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
