@@ -101,8 +101,8 @@ _EXPORTS = {
     "PhoneVoice": "phone_speech",
     "score_features": "feature_scores",
     "phone_scores": "feature_scores",
-    "labels_by_lag": "lagged_scores",
-    "lagged_scores": "lagged_scores",
+    "labels_by_lag": "lags",
+    "lagged_scores": "lags",
     "frame_accuracy": "feature_scores",
     "FeatureScores": "feature_scores",
     "PhoneScores": "feature_scores",
@@ -213,8 +213,8 @@ if TYPE_CHECKING:
     from hooked_whisper.analysis.label_files import write_labels as write_labels
     from hooked_whisper.analysis.labels import Interval as Interval
     from hooked_whisper.analysis.labels import Labels as Labels
-    from hooked_whisper.analysis.lagged_scores import labels_by_lag as labels_by_lag
-    from hooked_whisper.analysis.lagged_scores import lagged_scores as lagged_scores
+    from hooked_whisper.analysis.lags import labels_by_lag as labels_by_lag
+    from hooked_whisper.analysis.lags import lagged_scores as lagged_scores
     from hooked_whisper.analysis.learned_circuits import learned_scores as learned_scores
     from hooked_whisper.analysis.lens import EncoderLens as EncoderLens
     from hooked_whisper.analysis.lens import Lens as Lens

@@ -31,7 +31,7 @@ from hooked_whisper.analysis.derived_labels import articulatory_labels
 from hooked_whisper.analysis.feature_scores import frame_accuracy
 from hooked_whisper.analysis.frame_labels import FrameLabels, frame_labels
 from hooked_whisper.analysis.labels import Labels
-from hooked_whisper.analysis.lagged_scores import LAGS, labels_by_lag, lagged_scores
+from hooked_whisper.analysis.lags import LAGS, labels_by_lag, lagged_scores
 from hooked_whisper.analysis.phone_speech import PhoneVoice, make_phone_corpus, parallel_texts
 from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae, train_sae
 from hooked_whisper.saes.baselines import Moments, fit_baseline

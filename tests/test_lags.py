@@ -10,7 +10,7 @@ from hooked_whisper import AnalysisError
 from hooked_whisper.analysis.feature_scores import phone_scores, score_features
 from hooked_whisper.analysis.frame_labels import frame_labels
 from hooked_whisper.analysis.labels import Interval, Labels
-from hooked_whisper.analysis.lagged_scores import LAGS, labels_by_lag, lagged_scores
+from hooked_whisper.analysis.lags import LAGS, labels_by_lag, lagged_scores
 
 N_ROWS, N_CLIPS, NAMES = 2400, 20, "ptka"
 AHEAD = {"p": 0, "t": 1, "k": -1, "a": 0}  # frames
