@@ -215,7 +215,8 @@ def test_training_saes_are_refused_and_told_how_to_convert(
     cls, config = sae_lens.registry.get_sae_training_class(architecture)
     more = {"matryoshka_batchtopk": {"matryoshka_widths": [8, 32]}, "matching_pursuit": {"decoder_init_norm": 1.0}}
     k = {"k": 4} if "topk" in architecture else {}
-    sae = cls(config(d_in=16, d_sae=32, metadata=metadata(OUT), **k, **more.get(architecture, {})))
+    own = more.get(architecture.removeprefix("sparse_"), {})
+    sae = cls(config(d_in=16, d_sae=32, metadata=metadata(OUT), **k, **own))
     with pytest.raises(
         SaeError, match=r"is in training.*save_inference_model\(folder\), .*SAE.load_from_disk\(folder\)"
     ):
