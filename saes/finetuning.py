@@ -10,9 +10,11 @@ Learning", arXiv:2405.12241.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ from hooked_whisper.errors import ConfigError, CorpusError, SaeError
 from hooked_whisper.mel import HOP_LENGTH
 from hooked_whisper.saes.coding import Site, SparseCoder, find_site
 from hooked_whisper.saes.denormals import flushed_denormals
+from hooked_whisper.saes.finetuning_files import FinetuningCheckpoint, names_digest
+from hooked_whisper.saes.fingerprints import weights_fingerprint
 from hooked_whisper.saes.spliced_evaluation import (
     ENCODER_OUT,
     Batch,
@@ -84,6 +88,8 @@ def finetune_sae(
     fidelity: float = 1.0,
     seed: int = 0,
     memory: float = 4e9,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
     progress: bool | None = None,
 ) -> Finetuning:
     """Trains an SAE in place on KL(plain || spliced) + `fidelity` * FVU, over the model's own transcripts.
@@ -101,38 +107,57 @@ def finetune_sae(
         memory: bytes that may hold what the model heard and wrote, so that later epochs need not run it again: in
             whisper-base 4 MB for each clip at encoder.hook_out, 7 at another hook of its width in the encoder. Clips
             beyond are heard anew in every epoch. It changes nothing else.
+        checkpoint: a file to write weights and state to every `checkpoint_every` batches and at the end. Where it is
+            there already, of the same model, SAE, clips and settings, finetuning goes on from it: give the SAE as it
+            was before, and its result is that of a run which was never stopped.
         progress: show a progress bar; None shows it where the output is a terminal.
 
     Raises:
-        SaeError: an SAE that does not fit the model, one in half precision, or one with nothing to train.
-        CorpusError: no clip of at most one window.
+        SaeError: an SAE that does not fit the model, one in half precision, or one with nothing to train; a checkpoint
+            that is damaged, or of another finetuning.
+        CorpusError: no clip of at most one window. LanguageError: a clip's language is none of the model's.
         ConfigError: settings out of range, or a loss that is not finite.
     """
-    _check(sae, epochs, batch_size, lr, fidelity)
+    _check(sae, epochs, batch_size, lr, fidelity, checkpoint_every)
     site = find_site(model, sae, hook)
     weights = [weight for weight in sae.parameters() if weight.is_floating_point()]  # type: ignore[attr-defined]
     if not weights:
         raise SaeError(f"{type(sae).__name__} has no weights to train.")
     items = list(corpus)
+    if model.tokenizer is not None:
+        for code in {item.language for item in items if item.language}:  # before the first step, not in the middle
+            model.tokenizer.language_code(code)
+    saved = None
+    if checkpoint is not None:
+        settings = {
+            "model": weights_fingerprint(model), "sae": weights_fingerprint(sae),  # type: ignore[arg-type]
+            "hook": f"{site.read} -> {site.write}", "clips": names_digest(item.id for item in items),
+            "n_clips": len(items), "epochs": epochs, "batch_size": batch_size, "lr": lr, "fidelity": fidelity,
+            "seed": seed,
+        }  # fmt: skip
+        saved = FinetuningCheckpoint(Path(checkpoint), settings)
+        saved.check()
     order = np.random.default_rng(seed)
     report = Finetuning()
     memo = _Memory(model, corpus, site, memory if epochs > 1 else 0)
     optimizer = torch.optim.Adam(weights, lr=lr)
     n_steps = epochs * -(-len(items) // batch_size)
+    n_done = 0
+    if saved is not None and (found := saved.load(sae, optimizer)) is not None:
+        n_done, course = found
+        report = Finetuning(**course)
     hidden = None if progress is None else not progress
     with (
         _training(model, weights),
         flushed_denormals(),
         tqdm(desc="finetune", unit="clip", total=epochs * len(items), disable=hidden) as bar,
     ):
-        for _ in range(epochs):
-            shuffled = [items[i] for i in order.permutation(len(items))]
-            for at in range(0, len(shuffled), batch_size):
-                part = shuffled[at : at + batch_size]
-                clips = memo.of(part)
-                bar.update(len(part))
-                if not clips:
-                    continue
+        parts = (part for _ in range(epochs) for part in _batches(items, batch_size, order))
+        for number, part in enumerate(parts, 1):
+            bar.update(len(part))
+            if number <= n_done:
+                continue
+            if clips := memo.of(part):
                 for group in optimizer.param_groups:
                     group["lr"] = lr * (1 - len(report.kl) / n_steps)
                 optimizer.zero_grad(set_to_none=True)
@@ -148,8 +173,12 @@ def finetune_sae(
                 report.fvu.append(float(fvu.detach()))
                 report.n_clips += len(clips)
                 bar.set_postfix(kl=f"{report.kl[-1]:.4f}", fvu=f"{report.fvu[-1]:.4f}", refresh=False)
+            if saved is not None and number % checkpoint_every == 0:
+                saved.save(number, sae, optimizer, asdict(report))
     if not report.kl:
         raise CorpusError(f"None of the {len(items)} clips of {corpus.name} could be used: they must fit one window.")
+    if saved is not None and n_steps > n_done:
+        saved.save(n_steps, sae, optimizer, asdict(report))
     sae.cfg.metadata.finetuned = {
         "loss": f"KL(plain || spliced) + {fidelity:g} * FVU",
         "clips": report.n_clips,
@@ -160,9 +189,11 @@ def finetune_sae(
     return report
 
 
-def _check(sae: SparseCoder, epochs: int, batch_size: int, lr: float, fidelity: float) -> None:
+def _check(sae: SparseCoder, epochs: int, batch_size: int, lr: float, fidelity: float, checkpoint_every: int) -> None:
     if epochs < 1 or batch_size < 1:
         raise ConfigError(f"epochs={epochs} and batch_size={batch_size}: expected at least 1 of each.")
+    if checkpoint_every < 1:
+        raise ConfigError(f"checkpoint_every={checkpoint_every}: expected at least 1 batch.")
     if not lr > 0 or not fidelity >= 0:
         raise ConfigError(f"lr={lr} and fidelity={fidelity}: expected a rate above 0 and a weight of at least 0.")
     if sae.W_dec.dtype in (torch.float16, torch.bfloat16):
@@ -170,6 +201,12 @@ def _check(sae: SparseCoder, epochs: int, batch_size: int, lr: float, fidelity: 
             f"The SAE is in {str(sae.W_dec.dtype).removeprefix('torch.')}, too coarse for small steps: call "
             "sae.to(dtype=torch.float32) first."
         )
+
+
+def _batches(items: Sequence[CorpusItem], batch_size: int, order: np.random.Generator) -> Iterator[list[CorpusItem]]:
+    shuffled = [items[i] for i in order.permutation(len(items))]
+    for at in range(0, len(shuffled), batch_size):
+        yield shuffled[at : at + batch_size]
 
 
 @contextmanager

@@ -20,8 +20,9 @@ _WHOLE = (
 _NUMBER = ("k", "lr", "lr_end", "adam_beta1", "adam_beta2", "held_out")
 _OF_ONE_SAE = (
     "hook", "hook_out", "d_sae", "architecture", "k", "sparse", "name", "seed", "start", "dtype",
-    "normalize_activations", "b_dec_init_method", "lr", "lr_end", "lr_scheduler_name", "lr_warm_up_steps",
-    "lr_decay_steps", "n_restart_cycles", "adam_beta1", "adam_beta2", "dead_feature_window", "feature_sampling_window",
+    "normalize_activations", "b_dec_init_method", "latents_init_method", "lr", "lr_end", "lr_scheduler_name",
+    "lr_warm_up_steps", "lr_decay_steps", "n_restart_cycles", "adam_beta1", "adam_beta2", "dead_feature_window",
+    "feature_sampling_window",
 )  # fmt: skip
 _FILE_ONLY = ("store", "saes")
 

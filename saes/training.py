@@ -35,6 +35,7 @@ from hooked_whisper.saes.training_run import TrainingRun, load_trained
 from hooked_whisper.saes.training_settings import (
     ArchitectureOptions,
     BDecInit,
+    LatentsInit,
     Normalization,
     RunSettings,
     SaeSettings,
@@ -73,6 +74,7 @@ def train_sae(
     feature_sampling_window: int = 2000,
     normalize_activations: Normalization = "none",
     b_dec_init_method: BDecInit = "mean",
+    latents_init_method: LatentsInit = "random",
     n_init_rows: int = 16_384,
     dtype: str = "float32",
     device: str | None = None,
@@ -116,7 +118,9 @@ def train_sae(
         normalize_activations: "expected_average_only_in" brings rows to a mean length of sqrt(d_in) while training;
             it and "covariance_whitening" are folded into the weights before they are saved.
         b_dec_init_method: what the decoder's bias starts from: "mean", "geometric_median" or "zeros".
-        n_init_rows: rows that this and the scale are taken from.
+        latents_init_method: where encoder and decoder of a latent start: in "random" directions, or each in that of
+            one of the "rows", less the bias, which leaves few latents silent at first. With SAELens's lengths.
+        n_init_rows: rows that bias and scale are taken from.
         dtype: of the weights.
         device: "cuda" where there is one, else "cpu".
         seed: fixes weights and order of the rows.
@@ -141,10 +145,10 @@ def train_sae(
         hook=hook, d_sae=d_sae, architecture=architecture, k=k, hook_out=hook_out, sparse=sparse,
         name=Path(out).name or "sae", seed=seed, start=None if start is None else os.fspath(start),
         dtype=dtype, normalize_activations=normalize_activations,
-        b_dec_init_method=b_dec_init_method, lr=lr, lr_end=lr_end, lr_scheduler_name=lr_scheduler_name,
-        lr_warm_up_steps=lr_warm_up_steps, lr_decay_steps=lr_decay_steps, n_restart_cycles=n_restart_cycles,
-        adam_beta1=adam_beta1, adam_beta2=adam_beta2, dead_feature_window=dead_feature_window,
-        feature_sampling_window=feature_sampling_window, options=dict(options),
+        b_dec_init_method=b_dec_init_method, latents_init_method=latents_init_method, lr=lr, lr_end=lr_end,
+        lr_scheduler_name=lr_scheduler_name, lr_warm_up_steps=lr_warm_up_steps, lr_decay_steps=lr_decay_steps,
+        n_restart_cycles=n_restart_cycles, adam_beta1=adam_beta1, adam_beta2=adam_beta2,
+        dead_feature_window=dead_feature_window, feature_sampling_window=feature_sampling_window, options=dict(options),
     )  # fmt: skip
     run = RunSettings(
         total_training_samples=total_training_samples, train_batch_size_samples=train_batch_size_samples, seed=seed,
@@ -302,7 +306,8 @@ class _Loop:
         common = set.intersection(*(set(one.folder.checkpoint_steps()) for one in self.runs))
         start = max(common, default=0)
         self.team.wait()  # until all have looked
-        rows = {} if start else self._rows(self.train_on, self.run.n_init_rows)
+        at_rows = [one.settings.d_sae for one in self.runs if one.settings.latents_init_method == "rows"]
+        rows = {} if start else self._rows(self.train_on, max(self.run.n_init_rows, *at_rows, 0))
         for one in self.runs:
             if start:
                 one.load(start)

@@ -128,6 +128,7 @@ def _check_sae(settings: SaeSettings, run: RunSettings, source: ActivationSource
     _check_k(settings, config)
     _one_of("dtype", settings.dtype, ("float32", "bfloat16", "float64"))
     _one_of("b_dec_init_method", settings.b_dec_init_method, ("mean", "geometric_median", "zeros"))
+    _one_of("latents_init_method", settings.latents_init_method, ("random", "rows"))
     _check_transcoder(settings)
     _check_normalization(settings)
     _check_learning_rate(settings, run.n_steps)
@@ -164,6 +165,10 @@ def _check_transcoder(settings: SaeSettings) -> None:
         raise SaeError(
             f"hook_out={settings.hook_out!r} was given, but {settings.architecture!r} gives back what it reads: choose "
             f"architecture={TRANSCODER!r}, or leave hook_out out."
+        )
+    if settings.architecture == TRANSCODER and settings.latents_init_method == "rows":
+        raise SaeError(
+            "latents_init_method='rows' is for what gives back the rows it reads: a transcoder starts at random."
         )
     if settings.architecture == TRANSCODER and settings.normalize_activations != "none":
         raise SaeError(

@@ -131,6 +131,22 @@ class TrainingRun:
             scaled = scaler.scale(rows)
             start = scaled.mean(0) if method == "mean" else geometric_median(scaled)
             self.sae.b_dec.copy_(start.to(self.sae.b_dec))
+        if self.settings.latents_init_method == "rows":
+            self._latents_at(scaler.scale(rows))
+
+    def _latents_at(self, rows: Float[Tensor, "row width"]) -> None:
+        """Lets each latent start in the direction of a row, seen from the decoder's bias, at the length it has."""
+        d_sae = self.settings.d_sae
+        if len(rows) < d_sae:
+            raise SaeError(
+                f"latents_init_method='rows' wants a row for each of {d_sae:,} latents, and there are {len(rows):,} to "
+                "train on: harvest more, or take 'random'."
+            )
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.settings.seed))[:d_sae]
+        directions = torch.nn.functional.normalize(rows[chosen].to(self.sae.b_dec) - self.sae.b_dec, dim=-1)
+        self.sae.W_dec.copy_(directions * self.sae.W_dec.norm(dim=-1, keepdim=True))
+        if "W_enc" in dict(self.sae.named_parameters()):
+            self.sae.W_enc.copy_(directions.T * self.sae.W_enc.norm(dim=0, keepdim=True))
 
     def load(self, step: int) -> None:
         """Goes on from the checkpoint after `step` steps.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 BDecInit = Literal["mean", "geometric_median", "zeros"]
+LatentsInit = Literal["random", "rows"]
 Normalization = Literal["none", "expected_average_only_in", "layer_norm", "covariance_whitening"]
 Scheduler = Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"]
 
@@ -76,6 +77,7 @@ class SaeSettings:
         normalize_activations: SAELens's; "expected_average_only_in" and "covariance_whitening" are folded into the
             weights before they are saved.
         b_dec_init_method: where the decoder's bias starts.
+        latents_init_method: where latents start: at "random" directions, or each at one of the "rows".
         lr, adam_beta1, adam_beta2: of Adam.
         lr_scheduler_name, lr_end, n_restart_cycles: the course of the learning rate; an lr_end of None is lr / 10.
         lr_warm_up_steps: linear rise at the start; None is a twentieth of the steps, at most 1,000.
@@ -97,6 +99,7 @@ class SaeSettings:
     dtype: str = "float32"
     normalize_activations: str = "none"
     b_dec_init_method: str = "mean"
+    latents_init_method: str = "random"
     lr: float = 3e-4
     lr_end: float | None = None
     lr_scheduler_name: str = "constant"

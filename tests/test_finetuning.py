@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from short_windows import short_windows
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.errors import ConfigError, CorpusError, SaeError
+from hooked_whisper.errors import ConfigError, CorpusError, LanguageError, SaeError
 from hooked_whisper.saes import Corpus, evaluate_sae, finetune_sae, finetuning, load_sae
 from hooked_whisper.saes.spliced_evaluation import listen
 from hooked_whisper.speech import clips
@@ -99,9 +101,44 @@ def test_what_is_remembered_changes_nothing(
         torch.testing.assert_close(weights, found[0][1], rtol=1e-4, atol=1e-5)
 
 
+def test_one_that_was_stopped_goes_on(
+    model: HookedWhisper, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"batch_size": 1, "epochs": 2, "lr": 1e-4, "progress": False}
+    undisturbed = shipped()
+    wanted = finetune_sae(model, undisturbed, corpus, **settings)
+    settings |= {"checkpoint": tmp_path / "new" / "checkpoint", "checkpoint_every": 1}
+    losses, calls = finetuning._losses, iter(range(100))
+
+    def stopped(*args: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return losses(*args)
+
+    monkeypatch.setattr(finetuning, "_losses", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_sae(model, shipped(), corpus, **settings)
+    sae = shipped()
+    assert finetune_sae(model, sae, corpus, **settings) == wanted
+    assert next(calls) == 5  # of four steps, the last one was all that was left
+    assert torch.equal(sae.W_dec, undisturbed.W_dec) and torch.equal(sae.W_enc, undisturbed.W_enc)
+    again = shipped()
+    assert finetune_sae(model, again, corpus, **settings) == wanted and next(calls) == 6
+    assert torch.equal(again.W_dec, undisturbed.W_dec)
+    with pytest.raises(SaeError, match=r"of another finetuning \(sae: '.*', now '.*'\): name another file"):
+        finetune_sae(model, sae, corpus, **settings)
+    with pytest.raises(SaeError, match=r"of another finetuning \(lr: 0.0001, now 0.001\)"):
+        finetune_sae(model, shipped(), corpus, **{**settings, "lr": 1e-3})
+
+
 def test_what_cannot_be(model: HookedWhisper, corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match="epochs=0 and batch_size=4: expected at least 1"):
         finetune_sae(model, shipped(), corpus, epochs=0)
+    with pytest.raises(ConfigError, match="checkpoint_every=0: expected at least 1 batch"):
+        finetune_sae(model, shipped(), corpus, checkpoint="checkpoint", checkpoint_every=0)
+    odd = Corpus([dataclasses.replace(item, language="xx") for item in corpus])
+    with pytest.raises(LanguageError, match="Unknown language 'xx'"):  # also in the last of many clips
+        finetune_sae(model, shipped(), odd)
     with pytest.raises(ConfigError, match="a rate above 0"):
         finetune_sae(model, shipped(), corpus, lr=0.0)
     with pytest.raises(SaeError, match=r"The SAE is in float16, too coarse .* sae.to\(dtype=torch.float32\)"):

@@ -18,6 +18,7 @@ from sae_files import sae_lens
 from torch import Tensor
 
 from hooked_whisper import HookedWhisper
+from hooked_whisper.errors import SaeError
 from hooked_whisper.saes import train_sae, train_saes
 from hooked_whisper.saes.training_run import TrainingRun
 from hooked_whisper.saes.training_settings import SaeSettings
@@ -174,6 +175,38 @@ def test_b_dec_starts_where_it_is_told(method: str, tmp_path: Path) -> None:
     centre = source.rows["hook"].mean(0)
     near = (sae.b_dec - centre).norm() < 0.05 * centre.norm()
     assert bool(near) == (method != "zeros")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalize"),
+    [("topk", "expected_average_only_in"), ("topk", "none"), ("matryoshka_batchtopk", "expected_average_only_in"),
+     ("standard", "none"), ("matching_pursuit", "none")],
+)  # fmt: skip
+def test_latents_start_at_rows(architecture: str, normalize: Any, tmp_path: Path) -> None:
+    rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) + 10  # as many as latents
+    settings: dict[str, Any] = {
+        "architecture": architecture, "normalize_activations": normalize, "latents_init_method": "rows",
+        "n_init_rows": 16, "total_training_samples": 64, "lr": 1e-9, "held_out": None,
+        "k": 4 if "topk" in architecture else None,
+    }  # fmt: skip
+    sae = quick(tmp_path / "rows", MemorySource({"hook": rows}), **settings)
+    seen = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
+    likeness = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) @ seen.T
+    assert likeness.max(1).values.min() > 0.9999
+    assert sorted(likeness.argmax(1).tolist()) == list(range(64))  # each row once
+    if "W_enc" in dict(sae.named_parameters()):
+        assert torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=-1).min() > 0.9999
+    random = quick(tmp_path / "random", MemorySource({"hook": rows}), **{**settings, "latents_init_method": "random"})
+    norms = [one.W_dec.norm(dim=-1) for one in (sae, random)]
+    torch.testing.assert_close(*norms)  # lengths are SAELens's
+    assert (torch.nn.functional.normalize(random.W_dec.detach(), dim=-1) @ seen.T).max(1).values.median() < 0.95
+
+
+def test_latents_at_rows_want_as_many(tmp_path: Path) -> None:
+    few = MemorySource({"hook": toy_rows()[:20]})
+    message = "wants a row for each of 64 latents, and there are 20 to train on: harvest more"
+    with pytest.raises(SaeError, match=message):
+        quick(tmp_path, few, latents_init_method="rows", held_out=None, train_batch_size_samples=4)
 
 
 def test_nothing_held_out(tmp_path: Path) -> None:

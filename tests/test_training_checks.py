@@ -62,6 +62,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("has no option 'matryoshka_widths'", {"architecture": "batchtopk", "matryoshka_widths": [32]}),
     (r"matryoshka_widths must rise and end with d_sae=32, got \[8, 16\]", {"architecture": "matryoshka_batchtopk",
                                                                         "matryoshka_widths": [8, 16]}),
+    ("'rows' is for what gives back the rows it reads: a transcoder starts at random", {
+        "architecture": "batchtopk_transcoder", "hook_out": "hook", "latents_init_method": "rows"}),
     ("'layer_norm' does not go with 'topk'", {"normalize_activations": "layer_norm"}),
     ("SAELens refuses these settings of 'jumprelu': .*target_l0 must be set", {
         "architecture": "jumprelu", "k": None, "jumprelu_sparsity_loss_mode": "quadratic"}),
@@ -73,7 +75,9 @@ def test_bad_settings_are_refused(message: str, options: dict[str, Any], tmp_pat
     refused(tmp_path / "run", message, **options)
 
 
-@pytest.mark.parametrize("name", ["lr_scheduler_name", "normalize_activations", "b_dec_init_method"])
+@pytest.mark.parametrize(
+    "name", ["lr_scheduler_name", "normalize_activations", "b_dec_init_method", "latents_init_method"]
+)
 def test_names_from_a_file_are_checked(name: str) -> None:
     """Types forbid these in code; what a YAML file says is not typed."""
     settings = SaeSettings(**{"hook": "hook", "d_sae": 32, "k": 4, name: "mena"})

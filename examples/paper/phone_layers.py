@@ -2,15 +2,15 @@
 
 python examples/paper/phone_layers.py --work layers                                   # six sentences: a minute
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
-  --languages en es fr it ru --voices 22 --layers 2 3 out --configs 3/4096/48/4000/matryoshka   # two hours of one core
+  --languages en es fr it ru --voices 26 --layers 3 out --configs 3/4096/48/4000/matryoshka   # two hours of one core
 
-A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, and with /batchtopk or /matryoshka in TopK's place:
-an SAE that is trained, without labels, on the training voices' sentences in all languages. Three things are kept
-apart, voices and sentences alike: what SAEs learn from and latents, thresholds and names are chosen on; what
-configurations are compared on (validation); and what the winners are tested on, once. A phone's frames are looked up
-where the encoder's frames are centred (see `frame_labels`), and a latent may fire up to a frame before or after its
-phone: the lag is chosen with latent and threshold. Every step keeps what it made in the folder --work: called again
-with more configurations, it goes on from there.
+A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, and
+with /rows where latents start in the directions of rows: an SAE that is trained, without labels, on the training
+voices' sentences in all languages. Three things are kept apart, voices and sentences alike: what SAEs learn from and
+latents, thresholds and names are chosen on; what configurations are compared on (validation); and what the winners are
+tested on, once. A phone's frames are looked up where the encoder's frames are centred (see `frame_labels`), and a
+latent may fire up to a frame before or after its phone: the lag is chosen with latent and threshold. Every step keeps
+what it made in the folder --work: called again with more configurations, it goes on from there.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ TRAIN = (
     PhoneVoice("m3", 50, 165), PhoneVoice("f2", 55, 180), PhoneVoice("f5", 45, 170), PhoneVoice("Andy", 50, 150),
     PhoneVoice("linda", 50, 185), PhoneVoice("edward", 45, 175), PhoneVoice("anika", 50, 160),
     PhoneVoice("Michael", 55, 170), PhoneVoice("shelby", 45, 180), PhoneVoice("john", 50, 190),
+    PhoneVoice("Andrea", 45, 165), PhoneVoice("Denis", 50, 175), PhoneVoice("Alex", 50, 170),
+    PhoneVoice("Mike", 50, 180),
 )  # fmt: skip
 VALIDATION = (
     PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160), PhoneVoice("Alicia", 50, 170), PhoneVoice("Gene", 45, 180),
 )  # fmt: skip
 TEST = tuple(
     PhoneVoice(*voice, split="test")
-    for voice in (("Andrea", 45, 165), ("Denis", 50, 175), ("Alex", 50, 170), ("Mike", 50, 180))
+    for voice in (("aunty", 50, 165), ("caleb", 50, 175), ("robert", 45, 170), ("Lee", 50, 180))
 )
 QUARTERS = 4  # training voices share the sentences out, each saying a quarter of them
 
@@ -207,6 +209,7 @@ class Study:
             lr=1e-3,
             normalize_activations="covariance_whitening" if "whitened" in options else "expected_average_only_in",
             dead_feature_window=150,
+            latents_init_method="rows" if "rows" in options else "random",
             held_out=0.02,
             evaluate_every=0,
             checkpoint_every=0,
@@ -357,7 +360,7 @@ def main() -> None:
         "--configs",
         nargs="+",
         default=["3/256/8/20"],
-        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka]",
+        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka][/rows]",
     )
     parser.add_argument(
         "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"
