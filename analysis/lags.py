@@ -43,7 +43,8 @@ class LaggedMatch:
 
     def __str__(self) -> str:
         where = "ahead" if self.lag > 0 else "behind"
-        return str(self.match) + (f", {abs(self.lag):g} frames {where}" if self.lag else "")
+        unit = "frame" if abs(self.lag) == 1 else "frames"
+        return str(self.match) + (f", {abs(self.lag):g} {unit} {where}" if self.lag else "")
 
 
 def labels_by_lag(

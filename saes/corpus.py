@@ -15,7 +15,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -209,6 +210,29 @@ class Corpus:
             for clip in (speech.clips() if clips is None else clips)
         ]
         return cls(items, name="shipped speech", on_error=on_error)
+
+    @classmethod
+    def join(cls, corpora: Sequence[Corpus], *, name: str | None = None) -> Corpus:
+        """Several corpora as one: their clips one after the other; columns that a clip lacks are None.
+
+        Args:
+            corpora: of which all stop at a broken clip, or all skip it.
+            name: what to call it; None takes their names.
+
+        Raises:
+            CorpusError: two clips with one id, or none. ConfigError: no corpora, or some that skip and some that stop.
+        """
+        if not corpora:
+            raise ConfigError("No corpora to join: expected at least one.")
+        rules = list(dict.fromkeys(corpus.on_error for corpus in corpora))
+        if len(rules) > 1:
+            raise ConfigError(
+                "Some of these corpora have on_error='raise' and some 'skip': open them all with the same, so that it "
+                "is clear what happens at a broken clip."
+            )
+        kept, name = list(corpora), name or " + ".join(dict.fromkeys(corpus.name for corpus in corpora))
+        streams = any(corpus.streams for corpus in kept)
+        return cls(partial(chain.from_iterable, kept) if streams else chain(*kept), name=name, on_error=rules[0])
 
     # What it holds
 

@@ -13,16 +13,16 @@ import typer
 
 # What `train_sae` takes from a file or a flag, by kind; what is left of it are options of the architecture.
 _WHOLE = (
-    "d_sae", "total_training_samples", "train_batch_size_samples", "lr_warm_up_steps", "lr_decay_steps",
-    "n_restart_cycles", "dead_feature_window", "feature_sampling_window", "n_init_rows", "seed", "evaluate_every",
-    "evaluation_rows", "checkpoint_every", "keep_checkpoints", "log_every",
+    "d_sae", "k_anneal_steps", "total_training_samples", "train_batch_size_samples", "lr_warm_up_steps",
+    "lr_decay_steps", "n_restart_cycles", "dead_feature_window", "feature_sampling_window", "n_init_rows", "seed",
+    "evaluate_every", "evaluation_rows", "checkpoint_every", "keep_checkpoints", "log_every",
 )  # fmt: skip
-_NUMBER = ("k", "lr", "lr_end", "adam_beta1", "adam_beta2", "held_out")
+_NUMBER = ("k", "k_start", "lr", "lr_end", "adam_beta1", "adam_beta2", "held_out")
 _OF_ONE_SAE = (
-    "hook", "hook_out", "d_sae", "architecture", "k", "sparse", "name", "seed", "start", "dtype",
-    "normalize_activations", "b_dec_init_method", "latents_init_method", "lr", "lr_end", "lr_scheduler_name",
-    "lr_warm_up_steps", "lr_decay_steps", "n_restart_cycles", "adam_beta1", "adam_beta2", "dead_feature_window",
-    "feature_sampling_window",
+    "hook", "hook_out", "d_sae", "architecture", "k", "k_start", "k_anneal_steps", "sparse", "name", "seed",
+    "start", "dtype", "normalize_activations", "b_dec_init_method", "latents_init_method", "lr", "lr_end",
+    "lr_scheduler_name", "lr_warm_up_steps", "lr_decay_steps", "n_restart_cycles", "adam_beta1", "adam_beta2",
+    "dead_feature_window", "feature_sampling_window",
 )  # fmt: skip
 _FILE_ONLY = ("store", "saes")
 

@@ -57,6 +57,8 @@ def train_sae(
     out: str | os.PathLike[str],
     architecture: str = "topk",
     k: float | None = None,
+    k_start: float | None = None,
+    k_anneal_steps: int | None = None,
     hook_out: str | None = None,
     sparse: bool = True,
     total_training_samples: int = 10_000_000,
@@ -102,6 +104,9 @@ def train_sae(
         architecture: "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard", "abstopk",
             "matching_pursuit", "batchtopk_transcoder", or another that is registered with SAELens for training.
         k: latents active in a row (on average over the batch for BatchTopK); needed for the TopK family.
+        k_start, k_anneal_steps: how many are active at first, more than k, and in how many steps that falls to k in a
+            line, a tenth of all where left out. Fewer latents are dead from the start (the K-annealing of Llama Scope,
+            He et al. 2024, arXiv:2410.20526).
         hook_out: the hook whose rows a transcoder writes, such as an MLP's output, read from its input.
         sparse: train TopK, BatchTopK and matryoshka SAEs on sparse codes: the same result for a fraction of time and
             memory.
@@ -142,7 +147,8 @@ def train_sae(
         MissingExtraError: SAELens, or the package of a log, is not installed.
     """
     settings = SaeSettings(
-        hook=hook, d_sae=d_sae, architecture=architecture, k=k, hook_out=hook_out, sparse=sparse,
+        hook=hook, d_sae=d_sae, architecture=architecture, k=k, k_start=k_start, k_anneal_steps=k_anneal_steps,
+        hook_out=hook_out, sparse=sparse,
         name=Path(out).name or "sae", seed=seed, start=None if start is None else os.fspath(start),
         dtype=dtype, normalize_activations=normalize_activations,
         b_dec_init_method=b_dec_init_method, latents_init_method=latents_init_method, lr=lr, lr_end=lr_end,

@@ -22,6 +22,7 @@ from hooked_whisper.saes.training_settings import (
     RunSettings,
     SaeSettings,
     decay_steps,
+    k_anneal_steps,
     matryoshka_widths,
     warm_up_steps,
 )
@@ -126,6 +127,7 @@ def _check_sae(settings: SaeSettings, run: RunSettings, source: ActivationSource
     config = config_class(settings.training_architecture)
     _at_least("d_sae", settings.d_sae, 1)
     _check_k(settings, config)
+    _check_k_start(settings, run.n_steps)
     _one_of("dtype", settings.dtype, ("float32", "bfloat16", "float64"))
     _one_of("b_dec_init_method", settings.b_dec_init_method, ("mean", "geometric_median", "zeros"))
     _one_of("latents_init_method", settings.latents_init_method, ("random", "rows"))
@@ -156,6 +158,26 @@ def _check_k(settings: SaeSettings, config: type[Any]) -> None:
         )
     if settings.architecture in ("topk", "abstopk") and settings.k != int(settings.k):
         raise SaeError(f"{settings.architecture!r} has k whole latents in every row, got k={settings.k:g}.")
+
+
+def _check_k_start(settings: SaeSettings, n_steps: int) -> None:
+    if settings.k_start is None:
+        if settings.k_anneal_steps is not None:
+            raise SaeError(f"k_anneal_steps={settings.k_anneal_steps} was given without k_start, which falls to k.")
+        return
+    if settings.k is None or not settings.k < settings.k_start <= settings.d_sae:
+        k = "there is no k" if settings.k is None else f"k={settings.k:g}"
+        raise SaeError(
+            f"k_start={settings.k_start:g} must be more than k and at most d_sae={settings.d_sae}, and {k}: it is the "
+            "number of latents that are active at first."
+        )
+    annealed = k_anneal_steps(settings, n_steps)
+    _at_least("k_anneal_steps", annealed, 1)
+    if annealed >= n_steps:
+        raise SaeError(
+            f"k_anneal_steps={annealed} leaves none of {n_steps} steps for k={settings.k:g}: lower it, or raise "
+            "total_training_samples."
+        )
 
 
 def _check_transcoder(settings: SaeSettings) -> None:

@@ -26,6 +26,7 @@ from hooked_whisper.saes.training_settings import (
     RunSettings,
     SaeSettings,
     decay_steps,
+    k_at,
     matryoshka_widths,
     warm_up_steps,
 )
@@ -175,6 +176,7 @@ class TrainingRun:
         """One step on this process's share of a batch of rows of its hooks."""
         hooks = self.settings.hooks
         own = self.team.share(batch[hooks[0]] if len(hooks) == 1 else torch.cat([batch[hook] for hook in hooks], 1))
+        self._set_k(k_at(self.settings, self.step_number, self.run.n_steps))
         self.trainer.maybe_reset_sparsity()
         if self._teammate is not None:
             self._teammate.before_step()
@@ -182,6 +184,12 @@ class TrainingRun:
         self.trainer.n_training_steps += 1
         if self._teammate is not None:
             self._teammate.after_step(len(own))
+
+    def _set_k(self, k: float | None) -> None:
+        """How many latents the next step, and whoever looks at the SAE after it, has active."""
+        for holder in (self.sae.cfg, self.sae.activation_fn):
+            if k is not None and hasattr(holder, "k"):
+                holder.k = type(holder.k)(k)
 
     @torch.no_grad()
     def values(self, known: Mapping[str, float], seconds: float) -> dict[str, float]:

@@ -66,6 +66,8 @@ class SaeSettings:
         architecture: "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard", "abstopk",
             "matching_pursuit", "batchtopk_transcoder", or another that is registered with SAELens for training.
         k: latents that are active in a row; for the TopK family, where it must be given.
+        k_start: latents that are active at first, more than k; from there to k in a line. None for k from the start.
+        k_anneal_steps: steps which that takes; None is a tenth of the steps.
         hook_out: the hook whose rows a transcoder writes.
         sparse: train TopK, BatchTopK and matryoshka SAEs on sparse codes (`saes.sparse`): the same SAE in a fraction
             of time and memory.
@@ -91,6 +93,8 @@ class SaeSettings:
     d_sae: int
     architecture: str = "topk"
     k: float | None = None
+    k_start: float | None = None
+    k_anneal_steps: int | None = None
     hook_out: str | None = None
     sparse: bool = True
     name: str | None = None
@@ -170,6 +174,24 @@ def warm_up_steps(settings: SaeSettings, n_steps: int) -> int:
 def decay_steps(settings: SaeSettings, n_steps: int) -> int:
     """Steps of the linear fall at the end."""
     return n_steps // 5 if settings.lr_decay_steps is None else settings.lr_decay_steps
+
+
+def k_anneal_steps(settings: SaeSettings, n_steps: int) -> int:
+    """Steps in which the number of active latents falls to k."""
+    if settings.k_start is None:
+        return 0
+    return n_steps // 10 if settings.k_anneal_steps is None else settings.k_anneal_steps
+
+
+def k_at(settings: SaeSettings, step: int, n_steps: int) -> float | None:
+    """Active latents of a step, the first one being 0; None for an architecture without k."""
+    if settings.k is None:
+        return None
+    annealed = k_anneal_steps(settings, n_steps)
+    if settings.k_start is None or step >= annealed:
+        return settings.k
+    between = settings.k + (settings.k_start - settings.k) * (1 - step / annealed)
+    return between if settings.architecture in BATCHTOPK_FAMILY else round(between)
 
 
 def matryoshka_widths(settings: SaeSettings) -> list[int]:

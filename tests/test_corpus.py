@@ -58,6 +58,25 @@ def test_the_shipped_speech() -> None:
     assert corpus.describe()["languages"] == ["en", "es", "fr", "it", "ru"]
 
 
+def test_joined(corpus: Corpus) -> None:
+    both = Corpus.join([corpus.where(language="fr"), silent(2)])
+    assert ids(both) == [*ids(corpus.where(language="fr")), "c0", "c1"]
+    assert both.name == "manifest.jsonl + corpus" and both.values("group") == [None, None, 0, 1]
+    parts = [corpus.where(language=language) for language in ("it", "en")]
+    assert Corpus.join(parts).name == "manifest.jsonl" and len(Corpus.join(parts, name="two")) == 4
+    stream = Corpus.join([silent(1), streaming(2).where(language="en")])
+    assert ids(stream) == ["c0", "c1"] == ids(stream) and stream.n_clips is None  # also at the second pass
+
+
+def test_join_refuses_what_does_not_go_together(manifest: Path, corpus: Corpus) -> None:
+    with pytest.raises(CorpusError, match="has two clips called 'c0': ids must differ"):
+        Corpus.join([silent(2), silent(1)])
+    with pytest.raises(ConfigError, match="No corpora to join"):
+        Corpus.join([])
+    with pytest.raises(ConfigError, match="Some of these corpora have on_error='raise' and some 'skip'"):
+        Corpus.join([silent(1), Corpus.from_manifest(manifest, on_error="skip")])
+
+
 def test_shards_are_the_corpus_together(corpus: Corpus) -> None:
     shards = [ids(corpus.shard(index, 4)) for index in range(4)]
     assert shards == [[f"clip-00{i}.wav" for i in part] for part in ([0, 4], [1, 5], [2], [3])]

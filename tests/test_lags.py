@@ -40,7 +40,7 @@ def test_lags_are_found() -> None:
         assert (one.match.latent, one.lag) == (at, AHEAD[name]) and one.match.f1 > 0.9
         assert one.unmoved is not None
         assert (one.match == one.unmoved) == (one.lag == 0) and (one.unmoved.f1 < 0.85) == (one.lag != 0)
-    assert str(found["phone=t"]).endswith("1 frames ahead") and str(found["phone=k"]).endswith("1 frames behind")
+    assert str(found["phone=t"]).endswith(" 1 frame ahead") and str(found["phone=k"]).endswith(" 1 frame behind")
     assert str(found["phone=p"]) == str(found["phone=p"].match)
 
 

@@ -202,6 +202,28 @@ def test_latents_start_at_rows(architecture: str, normalize: Any, tmp_path: Path
     assert (torch.nn.functional.normalize(random.W_dec.detach(), dim=-1) @ seen.T).max(1).values.median() < 0.95
 
 
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "batchtopk", "matryoshka_batchtopk"])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_k_falls_to_k(architecture: str, sparse: bool, tmp_path: Path) -> None:
+    run: dict[str, Any] = {"architecture": architecture, "sparse": sparse, "k_start": 16, "k_anneal_steps": 24}
+    sae = quick(tmp_path / "whole", evaluate_every=0, log_every=1, **run)
+    with open(tmp_path / "whole" / "log.csv", newline="") as file:
+        l0 = [float(row["l0"]) for row in csv.DictReader(file)]
+    assert l0[0] == pytest.approx(16, abs=1) and l0[12] == pytest.approx(10, abs=1)
+    assert l0[24:] == pytest.approx([4] * 16, abs=0.5)
+    figures = json.loads((tmp_path / "whole" / "training.json").read_text())["figures"]["held_out"]
+    assert figures["l0"] == pytest.approx(4, rel=0.1) and getattr(sae.cfg, "k", 4) == 4
+    # Stopped in the middle of it, and gone on with.
+    parts: dict[str, Any] = {**run, "evaluate_every": 0, "checkpoint_every": 10, "keep_checkpoints": 4}
+    quick(tmp_path / "parts", **parts)
+    for step in (20, 30, 40):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
+    shutil.rmtree(tmp_path / "parts" / "sae")
+    quick(tmp_path / "parts", **parts)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
 def test_latents_at_rows_want_as_many(tmp_path: Path) -> None:
     few = MemorySource({"hook": toy_rows()[:20]})
     message = "wants a row for each of 64 latents, and there are 20 to train on: harvest more"

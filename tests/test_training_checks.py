@@ -15,6 +15,7 @@ from hooked_whisper.saes.training_settings import (
     RunSettings,
     SaeSettings,
     decay_steps,
+    k_at,
     matryoshka_widths,
     warm_up_steps,
 )
@@ -64,6 +65,12 @@ BAD: list[tuple[str, dict[str, Any]]] = [
                                                                         "matryoshka_widths": [8, 16]}),
     ("'rows' is for what gives back the rows it reads: a transcoder starts at random", {
         "architecture": "batchtopk_transcoder", "hook_out": "hook", "latents_init_method": "rows"}),
+    ("k_start=3 must be more than k and at most d_sae=32, and k=4", {"k_start": 3}),
+    ("k_start=33 must be more than k and at most d_sae=32, and k=4", {"k_start": 33}),
+    ("k_start=8 must be more than k .*, and there is no k", {"architecture": "standard", "k": None, "k_start": 8}),
+    ("k_anneal_steps=3 was given without k_start", {"k_anneal_steps": 3}),
+    ("k_anneal_steps must be a number, at least 1, got 0", {"k_start": 8, "k_anneal_steps": 0}),
+    (r"k_anneal_steps=100 leaves none of \d+ steps for k=4", {"k_start": 8, "k_anneal_steps": 100}),
     ("'layer_norm' does not go with 'topk'", {"normalize_activations": "layer_norm"}),
     ("SAELens refuses these settings of 'jumprelu': .*target_l0 must be set", {
         "architecture": "jumprelu", "k": None, "jumprelu_sparsity_loss_mode": "quadratic"}),
@@ -124,6 +131,12 @@ def test_defaults_that_depend_on_others() -> None:
     settings = SaeSettings(hook="hook", d_sae=64, k=4)
     assert (warm_up_steps(settings, 1000), decay_steps(settings, 1000)) == (50, 200)
     assert warm_up_steps(settings, 10**6) == 1000
+    assert {k_at(settings, step, 100) for step in (0, 99)} == {4}
+    annealed = SaeSettings(hook="hook", d_sae=64, k=4, k_start=24)
+    assert [k_at(annealed, step, 100) for step in (0, 1, 5, 9, 10, 99)] == [24, 22, 14, 6, 4, 4]
+    by_batch = SaeSettings(hook="hook", d_sae=64, k=2, k_start=3, k_anneal_steps=4, architecture="batchtopk")
+    assert [k_at(by_batch, step, 100) for step in range(6)] == [3, 2.75, 2.5, 2.25, 2, 2]
+    assert k_at(SaeSettings(hook="hook", d_sae=64, architecture="standard"), 0, 100) is None
     assert matryoshka_widths(settings) == [4, 16, 64]
     assert matryoshka_widths(SaeSettings(hook="hook", d_sae=8)) == [1, 2, 8]
     assert settings.training_architecture == "sparse_topk"

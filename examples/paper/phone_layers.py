@@ -4,13 +4,14 @@ python examples/paper/phone_layers.py --work layers                             
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
   --languages en es fr it ru --voices 26 --layers 3 out --configs 3/4096/48/4000/matryoshka   # two hours of one core
 
-A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, and
-with /rows where latents start in the directions of rows: an SAE that is trained, without labels, on the training
-voices' sentences in all languages. Three things are kept apart, voices and sentences alike: what SAEs learn from and
-latents, thresholds and names are chosen on; what configurations are compared on (validation); and what the winners are
-tested on, once. A phone's frames are looked up where the encoder's frames are centred (see `frame_labels`), and a
-latent may fire up to a frame before or after its phone: the lag is chosen with latent and threshold. Every step keeps
-what it made in the folder --work: called again with more configurations, it goes on from there.
+A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, with
+/rows where latents start in the directions of rows, /from128 where so many are active at first: an SAE that is trained,
+without labels, on the training voices' sentences in all languages. Three things are kept apart, voices and sentences
+alike: what SAEs learn from and latents, thresholds and names are chosen on; what configurations are compared on
+(validation); and what the winners are tested on, once. A phone's frames are looked up where the encoder's frames are
+centred (see `frame_labels`), and a latent may fire up to a frame before or after its phone: the lag is chosen with
+latent and threshold. Every step keeps what it made in the folder --work: called again with more configurations, it goes
+on from there.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ class Study:
             normalize_activations="covariance_whitening" if "whitened" in options else "expected_average_only_in",
             dead_feature_window=150,
             latents_init_method="rows" if "rows" in options else "random",
+            k_start=next((float(one.removeprefix("from")) for one in options if one.startswith("from")), None),
             held_out=0.02,
             evaluate_every=0,
             checkpoint_every=0,
@@ -360,7 +362,7 @@ def main() -> None:
         "--configs",
         nargs="+",
         default=["3/256/8/20"],
-        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka][/rows]",
+        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka][/rows][/from128]",
     )
     parser.add_argument(
         "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"
