@@ -51,3 +51,16 @@ def test_latents_keep_their_numbers(tool: ModuleType, tmp_path: Path, capsys: py
     torch.testing.assert_close(sae(rows), wanted, rtol=1e-2, atol=1e-2)
     assert (folder / "README.md").read_text(encoding="utf-8") == "by hand"
     assert (folder / "log.csv").is_file() and (folder / "training.json").is_file()
+
+
+def test_a_finetuned_one_keeps_what_is_told_of_its_training(tool: ModuleType, tmp_path: Path) -> None:
+    sae = random_sae("topk", d_in=16, hook="encoder.hook_out", dtype="float32")
+    there, finetuned = tmp_path / "shipped" / "hook", tmp_path / "finetuned"
+    for folder in (there, finetuned):
+        folder.mkdir(parents=True)
+        sae.save_model(folder)
+    for name in ("training.json", "log.csv", "evaluation.md"):
+        (there / name).write_text(name, encoding="utf-8")
+    folder = tool.ship(finetuned, "hook", tmp_path / "shipped")
+    assert (folder / "training.json").read_text() == "training.json" and (folder / "log.csv").read_text() == "log.csv"
+    assert not (folder / "evaluation.md").exists()  # it is of the SAE that stood there before

@@ -25,17 +25,22 @@ SHIPPED = Path(__file__).resolve().parent.parent / "saes" / "shipped"
 
 
 def ship(run: Path, name: str, shipped: Path = SHIPPED) -> Path:
-    """Writes the SAE of a run as float16 into `shipped/name`, with the run's settings and figures beside it."""
+    """Writes the SAE of a run as float16 into `shipped/name`, with the run's settings and figures beside it.
+
+    An SAE that was finetuned has no run of its own: the settings and figures that stood there stay.
+    """
     folder = shipped / name
     sae = load_sae(run)
     if (folder / "cfg.json").is_file():
         print(f"{renumber(sae, load_sae(folder)):.1%} of the latents keep their number (cosine of at least 0.7)")
-    readme = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
+    beside = [path for pattern in ("training.json", "*.csv") for path in run.glob(pattern)]
+    stays = ["README.md"] if beside else ["README.md", "training.json", "*.csv"]  # the first is written by hand
+    kept = {path.name: path.read_bytes() for pattern in stays for path in folder.glob(pattern)}
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    if readme is not None:  # written by hand: its figures are to be brought up to date
-        (folder / "README.md").write_text(readme, encoding="utf-8")
+    for file, content in kept.items():
+        (folder / file).write_bytes(content)
     largest = max(weight.abs().max().item() for weight in sae.state_dict().values())
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"a weight of {largest:.0f} is too large for float16")
@@ -43,9 +48,8 @@ def ship(run: Path, name: str, shipped: Path = SHIPPED) -> Path:
     sae.save_model(folder)
     for written in folder.glob("*.safetensors"):
         as_new_file(written)
-    shutil.copy(run / "training.json", folder / "training.json")
-    for log in run.glob("*.csv"):
-        shutil.copy(log, folder / log.name)
+    for path in beside:
+        shutil.copy(path, folder / path.name)
     return folder
 
 
