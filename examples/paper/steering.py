@@ -33,9 +33,8 @@ from hooked_whisper.analysis.steering_target import Target
 from hooked_whisper.analysis.steering_vectors import difference
 from hooked_whisper.mel import FRAMES_PER_SECOND
 from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae
-from hooked_whisper.saes.coding import SparseCoder
+from hooked_whisper.saes.coding import SparseCoder, find_site
 
-HOOK = "encoder.hook_out"
 CHOSEN_IN = "en"
 # How the five languages mostly write a phone, Russian included.
 LETTERS = {
@@ -57,8 +56,9 @@ GAP = 2  # frames of silence of a latent that do not end its place
 
 @dataclass
 class English:
-    """The synthetic sentences on which latents are chosen."""
+    """The synthetic sentences on which latents are chosen, where the SAE reads."""
 
+    hook: str
     store: ActivationStore
     codes: FeatureCodes
     labels: FrameLabels
@@ -79,7 +79,7 @@ class English:
         """Activations of the frames of a phone."""
         names = self.labels.select(kinds=["phone"])
         here = np.asarray(names.matrix[:, list(names.names).index(f"phone={phone}")].todense()).reshape(-1) > 0
-        return torch.cat([self.store.rows(HOOK, int(i), int(i) + 1) for i in np.flatnonzero(here)])
+        return torch.cat([self.store.rows(self.hook, int(i), int(i) + 1) for i in np.flatnonzero(here)])
 
 
 def listen_to_english(model: HookedWhisper, sae: SparseCoder, options: argparse.Namespace) -> English:
@@ -87,10 +87,11 @@ def listen_to_english(model: HookedWhisper, sae: SparseCoder, options: argparse.
     texts = parallel_texts(the_corpus(options), [CHOSEN_IN], options.sentences)
     voices = [voice for voice in PHONE_VOICES if voice.split == "train"][: options.voices]
     made = make_phone_corpus(texts, options.work / "speech", voices=voices)
-    store = harvest(model, made.corpus, hooks=HOOK, out=options.work / "acts", packing="windows")
-    codes = encode_store(sae, store, HOOK, progress=False)
+    hook = find_site(model, sae).read
+    store = harvest(model, made.corpus, hooks=hook, out=options.work / "acts", packing="windows")
+    codes = encode_store(sae, store, hook, progress=False)
     labels = frame_labels(made.labels, codes.clip, codes.frame, codes.clips)
-    return English(store, codes, labels, Activity.of_codes(codes))
+    return English(hook, store, codes, labels, Activity.of_codes(codes))
 
 
 def the_corpus(options: argparse.Namespace) -> Corpus:
@@ -121,13 +122,15 @@ def places(
 ) -> tuple[list[str], dict[str, list[tuple[float, float]]]]:
     """Of each language the clips in whose published text a letter stands and where the latents fire most, and where."""
     found: dict[str, list[tuple[float, str, float, float]]] = {}
+    hook = find_site(model, sae).read
     for item in corpus:
         text, sound = str(item.text or "").lower(), None
         if set(letters) & set(text):
             sound = corpus.load(item)
         if sound is None:
             continue
-        rows = model.encode(sound)[0, : len(sound) * FRAMES_PER_SECOND // 16_000]
+        _, cache = model.run_with_cache(sound, names_filter=hook, stop_at=hook, return_type=None)
+        rows = cache[hook][0, : len(sound) * FRAMES_PER_SECOND // 16_000]
         place = place_of(sae.encode(rows)[:, latents].sum(1))
         if place is not None:
             found.setdefault(str(item.language), []).append((place[0], item.id, *place[1:]))
@@ -201,7 +204,7 @@ def main() -> None:
             [Swap(one, other) for one, other in zip(sources, targets, strict=True)],
             Target(inserted=LETTERS[target], deleted=LETTERS[source]),
             activity=english.activity,
-            vector=difference([english.rows_of(target)], [english.rows_of(source)], hook=HOOK, names=(target, source)),
+            vector=difference([english.rows_of(target)], [english.rows_of(source)], hook=english.hook, names=(target, source)),
             doses=options.doses,
             spans=spans,
             n_random=options.random,
