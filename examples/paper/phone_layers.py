@@ -5,13 +5,13 @@ python examples/paper/phone_layers.py --work layers --prompts prompts --sentence
   --languages en es fr it ru --voices 26 --layers 3 out --configs 3/4096/48/4000/matryoshka   # two hours of one core
 
 A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, with
-/rows where latents start in the directions of rows, /from128 where so many are active at first: an SAE that is trained,
-without labels, on the training voices' sentences in all languages. Three things are kept apart, voices and sentences
-alike: what SAEs learn from and latents, thresholds and names are chosen on; what configurations are compared on
-(validation); and what the winners are tested on, once. A phone's frames are looked up where the encoder's frames are
-centred (see `frame_labels`), and a latent may fire up to a frame before or after its phone: the lag is chosen with
-latent and threshold. Every step keeps what it made in the folder --work: called again with more configurations, it goes
-on from there.
+/rows where latents start in the directions of rows, /from128 where so many are active at first, /first where only the
+first language is heard: an SAE that is trained, without labels, on the training voices' sentences in all languages.
+Three things are kept apart, voices and sentences alike: what SAEs learn from and latents, thresholds and names are
+chosen on; what configurations are compared on (validation); and what the winners are tested on, once. A phone's frames
+are looked up where the encoder's frames are centred (see `frame_labels`), and a latent may fire up to a frame before or
+after its phone: the lag is chosen with latent and threshold. Every step keeps what it made in the folder --work: called
+again with more configurations, it goes on from there.
 """
 
 from __future__ import annotations
@@ -198,8 +198,9 @@ class Study:
             return load_sae(SHIPPED), HOOKS["out"]
         layer, latents, k, steps, *options = config.split("/")
         architecture = next((full for name, full in ARCHITECTURES.items() if name in options), "topk")
+        heard = self.store("train")
         sae = train_sae(
-            self.store("train"),
+            heard.where(language=self.languages[0]) if "first" in options else heard,
             hook=HOOKS[layer],
             architecture=architecture,
             d_sae=int(latents),
@@ -362,7 +363,7 @@ def main() -> None:
         "--configs",
         nargs="+",
         default=["3/256/8/20"],
-        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka][/rows][/from128]",
+        help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka][/rows][/from128][/first]",
     )
     parser.add_argument(
         "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"

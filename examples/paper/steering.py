@@ -197,6 +197,9 @@ def main() -> None:
         (sources, f1), (targets, other_f1) = latents[source], latents[target]
         print(f"{source} → {target}: latents {sources} (F1 {f1:.2f}), {targets} ({other_f1:.2f})", flush=True)
         names, spans = places(model, sae, corpus, sources, LETTERS[source], options.clips)
+        vector = difference(
+            [english.rows_of(target)], [english.rows_of(source)], hook=english.hook, names=(target, source)
+        )
         result = steering_experiment(
             model,
             sae,
@@ -204,7 +207,7 @@ def main() -> None:
             [Swap(one, other) for one, other in zip(sources, targets, strict=True)],
             Target(inserted=LETTERS[target], deleted=LETTERS[source]),
             activity=english.activity,
-            vector=difference([english.rows_of(target)], [english.rows_of(source)], hook=english.hook, names=(target, source)),
+            vector=vector,
             doses=options.doses,
             spans=spans,
             n_random=options.random,
