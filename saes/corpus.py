@@ -224,7 +224,7 @@ class Corpus:
         """
         if not corpora:
             raise ConfigError("No corpora to join: expected at least one.")
-        rules = list(dict.fromkeys(corpus.on_error for corpus in corpora))
+        rules: list[OnError] = list(dict.fromkeys(corpus.on_error for corpus in corpora))
         if len(rules) > 1:
             raise ConfigError(
                 "Some of these corpora have on_error='raise' and some 'skip': open them all with the same, so that it "
