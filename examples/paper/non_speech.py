@@ -25,6 +25,7 @@ from hooked_whisper.analysis.non_speech import Sound, made_sounds, music_windows
 from hooked_whisper.analysis.quieting import find_quieting, quieting_experiment
 from hooked_whisper.saes import Corpus, load_sae
 from hooked_whisper.saes.corpus_item import CorpusItem
+from hooked_whisper.windows import with_window
 
 NO_SPEECH = 0.6  # what OpenAI's transcribe() takes for silence, of the probability of <|nospeech|>
 SNR = 10.0  # dB, of speech over music
@@ -86,8 +87,11 @@ def main() -> None:
     parser.add_argument(
         "--clips", type=int, default=100, help="clips of speech to measure on; half as many to choose on"
     )
+    parser.add_argument(
+        "--window", type=int, default=30, help="seconds; fewer are faster, and no longer the model as it was trained"
+    )
     options = parser.parse_args()
-    model = HookedWhisper.from_pretrained("openai/whisper-base", device="cpu")
+    model = with_window(HookedWhisper.from_pretrained("openai/whisper-base", device="cpu"), options.window)
     sae = load_sae(options.sae).to(dtype=torch.float32)
     if options.prompts is None:
         heard, other = Corpus.from_clips().split(0.5, by="key")

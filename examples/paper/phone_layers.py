@@ -2,7 +2,7 @@
 
 python examples/paper/phone_layers.py --work layers                                   # six sentences: a minute
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
-  --languages en es fr it ru --voices 26 --layers 3 out --configs 3/4096/64/3000/matryoshka/first # two hours of one core
+  --languages en es fr it ru --voices 26 --layers 3 out --configs 3/4096/64/3000/matryoshka/first  # an hour
 
 A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, with
 /rows where latents start in the directions of rows, /from128 where so many are active at first, /first where only the
