@@ -94,7 +94,10 @@ class FinetuningCheckpoint:
                 f"The checkpoint {self.path} is of another finetuning ({'; '.join(apart)}): name another file, or "
                 "remove it to start anew."
             )
-        for name, weight in sae.named_parameters():
-            weight.copy_(weights[name])
-        optimizer.load_state_dict(moments)
+        try:
+            for name, weight in sae.named_parameters():
+                weight.copy_(weights[name])
+            optimizer.load_state_dict(moments)
+        except _DAMAGED as error:
+            raise SaeError(f"The checkpoint {self.path} is damaged ({error!r}): remove it to start anew.") from error
         return n_batches, course

@@ -132,6 +132,7 @@ def _check_sae(settings: SaeSettings, run: RunSettings, source: ActivationSource
     _one_of("b_dec_init_method", settings.b_dec_init_method, ("mean", "geometric_median", "zeros"))
     _one_of("latents_init_method", settings.latents_init_method, ("random", "rows"))
     _check_transcoder(settings)
+    _check_latents_init(settings)
     _check_normalization(settings)
     _check_learning_rate(settings, run.n_steps)
     for name in ("dead_feature_window", "feature_sampling_window"):
@@ -180,6 +181,24 @@ def _check_k_start(settings: SaeSettings, n_steps: int) -> None:
         )
 
 
+def _check_latents_init(settings: SaeSettings) -> None:
+    if settings.latents_init_method != "rows":
+        return
+    if settings.architecture == TRANSCODER:
+        raise SaeError(
+            "latents_init_method='rows' is for what gives back the rows it reads: a transcoder starts at random."
+        )
+    if settings.start is not None:
+        raise SaeError(
+            f"latents_init_method='rows' and start={str(settings.start)!r} both say where latents start: leave one out."
+        )
+    if settings.normalize_activations == "layer_norm":
+        raise SaeError(
+            "latents_init_method='rows' does not go with normalize_activations='layer_norm', under which latents read "
+            "other rows than those: choose 'expected_average_only_in' or 'none'."
+        )
+
+
 def _check_transcoder(settings: SaeSettings) -> None:
     if settings.architecture == TRANSCODER and settings.hook_out is None:
         raise SaeError(f"{TRANSCODER!r} reads one hook and writes another: name the second with hook_out=.")
@@ -187,10 +206,6 @@ def _check_transcoder(settings: SaeSettings) -> None:
         raise SaeError(
             f"hook_out={settings.hook_out!r} was given, but {settings.architecture!r} gives back what it reads: choose "
             f"architecture={TRANSCODER!r}, or leave hook_out out."
-        )
-    if settings.architecture == TRANSCODER and settings.latents_init_method == "rows":
-        raise SaeError(
-            "latents_init_method='rows' is for what gives back the rows it reads: a transcoder starts at random."
         )
     if settings.architecture == TRANSCODER and settings.normalize_activations != "none":
         raise SaeError(

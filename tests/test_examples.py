@@ -29,7 +29,7 @@ SHORT = {
     "run_all.py": ["--work", "w", "--list"],
     "phone_layers.py": [
         *("--work", "layers", "--languages", "en", "es", "--sentences", "4"),
-        *("--configs", "2/64/4/10", "--batch", "64", "--min-rows", "2"),
+        *("--configs", "2/64/4/10", "2/64/4/20/matryoshka/rows/from16/first", "--batch", "64", "--min-rows", "2"),
     ],
     "non_speech.py": [
         "--work",

@@ -54,6 +54,9 @@ def test_what_is_damaged_or_another_s_is_told(tmp_path: Path) -> None:
         file.path.write_bytes(damaged)
         with pytest.raises(SaeError, match=r"is damaged \(.*\): remove it to start anew"):
             file.load(layer, optimizer)
+    file.save(1, layer, optimizer, {})
+    with pytest.raises(SaeError, match="is damaged"):
+        file.load(nn.Linear(4, 2), optimizer)
     with pytest.raises(SaeError, match="is a folder: name a file"):
         FinetuningCheckpoint(tmp_path, SETTINGS).check()
     with pytest.raises(SaeError, match="cannot be written"):

@@ -65,6 +65,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
                                                                         "matryoshka_widths": [8, 16]}),
     ("'rows' is for what gives back the rows it reads: a transcoder starts at random", {
         "architecture": "batchtopk_transcoder", "hook_out": "hook", "latents_init_method": "rows"}),
+    ("'rows' and start='there' both say where latents start", {"latents_init_method": "rows", "start": "there"}),
+    ("'rows' does not go with normalize_activations='layer_norm'", {
+        "architecture": "standard", "k": None, "latents_init_method": "rows", "normalize_activations": "layer_norm"}),
     ("k_start=3 must be more than k and at most d_sae=32, and k=4", {"k_start": 3}),
     ("k_start=33 must be more than k and at most d_sae=32, and k=4", {"k_start": 33}),
     ("k_start=8 must be more than k .*, and there is no k", {"architecture": "standard", "k": None, "k_start": 8}),

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -222,6 +223,19 @@ class Study:
         return sae, HOOKS[layer]
 
 
+def configuration(text: str) -> str:
+    """Text that names a configuration, as it is; a misspelt option is not to pass for its absence."""
+    layer, *rest = text.split("/")
+    known = {"whitened", "rows", "first", *ARCHITECTURES}
+    numbers, options = rest[:3], rest[3:]
+    fit = layer in HOOKS and len(numbers) == 3 and all(number.isdecimal() for number in numbers)
+    odd = [one for one in options if one not in known and not re.fullmatch(r"from[0-9]+", one)]
+    if not fit or odd:
+        what = f"unknown {', '.join(odd)}" if odd else "expected LAYER/LATENTS/K/STEPS"
+        raise argparse.ArgumentTypeError(f"{text!r}: {what}; options are {', '.join(sorted(known))} and from128.")
+    return text
+
+
 def _parts(texts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, str]]]:
     """Sentences to train on, in quarters, to compare on, and to test on; no text is in two of them."""
     keys = sorted(next(iter(texts.values())))
@@ -364,6 +378,7 @@ def main() -> None:
     parser.add_argument(
         "--configs",
         nargs="+",
+        type=configuration,
         default=["3/256/8/20"],
         help="LAYER/LATENTS/K/STEPS[/whitened][/batchtopk or /matryoshka][/rows][/from128][/first]",
     )
