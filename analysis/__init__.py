@@ -99,6 +99,7 @@ _EXPORTS = {
     "make_phone_corpus": "phone_speech",
     "PhoneCorpus": "phone_speech",
     "PhoneVoice": "phone_speech",
+    "PhoneAligner": "forced_alignment",
     "score_features": "feature_scores",
     "phone_scores": "feature_scores",
     "labels_by_lag": "lags",
@@ -203,6 +204,7 @@ if TYPE_CHECKING:
     from hooked_whisper.analysis.feature_search import search_span as search_span
     from hooked_whisper.analysis.feature_stats import feature_statistics as feature_statistics
     from hooked_whisper.analysis.feature_stats import top_segments as top_segments
+    from hooked_whisper.analysis.forced_alignment import PhoneAligner as PhoneAligner
     from hooked_whisper.analysis.frame_labels import FrameLabels as FrameLabels
     from hooked_whisper.analysis.frame_labels import column_labels as column_labels
     from hooked_whisper.analysis.hallucination import HallucinationResult as HallucinationResult

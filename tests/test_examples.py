@@ -31,6 +31,10 @@ SHORT = {
         *("--work", "layers", "--languages", "en", "es", "--sentences", "4"),
         *("--configs", "2/64/4/10", "2/64/4/20/matryoshka/rows/from16/first", "--batch", "64", "--min-rows", "2"),
     ],
+    "real_phones.py": [
+        *("--work", "layers", "--languages", "en", "es", "--min-rows", "2"),
+        *("--aligner", "encoder.blocks.2.hook_resid_post", "--unlearnt", "anywhere", "--confidence", "0"),
+    ],
     "non_speech.py": [
         "--work",
         "w",
@@ -60,6 +64,8 @@ SHORT = {
         "4",
     ],
 }
+# What has to be there first, in the same folder.
+BEFORE = {"real_phones.py": "phone_layers.py"}
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.py"))
 
@@ -69,8 +75,9 @@ def test_example_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [str(path), *SHORT.get(path.name, [])])
-    runpy.run_path(str(path), run_name="__main__")
+    for name in filter(None, (BEFORE.get(path.name), path.name)):
+        monkeypatch.setattr("sys.argv", [str(path.with_name(name)), *SHORT.get(name, [])])
+        runpy.run_path(str(path.with_name(name)), run_name="__main__")
     assert capsys.readouterr().out.strip()
 
 

@@ -2,7 +2,7 @@
 
 python examples/paper/phone_layers.py --work layers                                   # six sentences: a minute
 python examples/paper/phone_layers.py --work layers --prompts prompts --sentences 411 \
-  --languages en es fr it ru --voices 26 --layers 3 out --configs 3/4096/64/3000/matryoshka/first  # an hour
+  --languages en es fr it ru --heard en --voices 52 --layers 3 out --configs 3/4096/64/3000/matryoshka  # an hour
 
 A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, with
 /rows where latents start in the directions of rows, /from128 where so many are active at first, /first where only the
@@ -55,14 +55,29 @@ TRAIN = (
     PhoneVoice("Michael", 55, 170), PhoneVoice("shelby", 45, 180), PhoneVoice("john", 50, 190),
     PhoneVoice("Andrea", 45, 165), PhoneVoice("Denis", 50, 175), PhoneVoice("Alex", 50, 170),
     PhoneVoice("Mike", 50, 180),
+    PhoneVoice("aunty", 50, 165), PhoneVoice("caleb", 50, 175), PhoneVoice("robert", 45, 170),
+    PhoneVoice("Lee", 50, 180), PhoneVoice("benjamin", 50, 160), PhoneVoice("boris", 45, 175),
+    PhoneVoice("victor", 55, 185), PhoneVoice("miguel", 50, 170), PhoneVoice("grandma", 50, 155),
+    PhoneVoice("travis", 50, 190), PhoneVoice("Mario", 45, 165), PhoneVoice("pedro", 55, 180),
+    PhoneVoice("Marco", 50, 175), PhoneVoice("Jacky", 50, 150), PhoneVoice("Henrique", 45, 185),
+    PhoneVoice("Diogo", 50, 170), PhoneVoice("Nguyen", 50, 160), PhoneVoice("marcelo", 55, 175),
+    PhoneVoice("sandro", 50, 190), PhoneVoice("gustave", 45, 165), PhoneVoice("zac", 50, 180),
+    PhoneVoice("adam", 55, 170), PhoneVoice("ian", 50, 155), PhoneVoice("Reed", 45, 175),
+    PhoneVoice("rob", 50, 185), PhoneVoice("kaukovalta", 50, 165),
 )  # fmt: skip
+# These and the test's were drawn by lot from the voices that nothing had been looked at with.
 VALIDATION = (
     PhoneVoice("m5", 50, 175), PhoneVoice("f3", 50, 160), PhoneVoice("Alicia", 50, 170), PhoneVoice("Gene", 45, 180),
+    PhoneVoice("Tweaky", 50, 170), PhoneVoice("quincy", 45, 180), PhoneVoice("announcer", 50, 160),
+    PhoneVoice("grandpa", 50, 165),
 )  # fmt: skip
 TEST = tuple(
     PhoneVoice(*voice, split="test")
-    for voice in (("aunty", 50, 165), ("caleb", 50, 175), ("robert", 45, 170), ("Lee", 50, 180))
-)
+    for voice in (
+        ("norbert", 50, 165), ("paul", 45, 175), ("Hugo", 50, 170), ("Storm", 50, 180),
+        ("ed", 50, 160), ("david", 50, 185), ("antonio", 45, 170), ("pablo", 50, 175),
+    )
+)  # fmt: skip
 QUARTERS = 4  # training voices share the sentences out, each saying a quarter of them
 
 
@@ -74,7 +89,8 @@ class Found:
         active: latents that are active in a frame.
         languages: figures of each language.
         f1: label -> language -> F1 of the latent chosen for it.
-        latent: label -> that latent. lag: label -> how far it is ahead, in frames.
+        latent: label -> that latent. lag: label -> how far it is ahead, in frames. threshold: label -> from which
+            activation on it counts as active.
     """
 
     active: float
@@ -82,6 +98,7 @@ class Found:
     f1: dict[str, dict[str, float]] = field(default_factory=dict)
     latent: dict[str, int] = field(default_factory=dict)
     lag: dict[str, float] = field(default_factory=dict)
+    threshold: dict[str, float] = field(default_factory=dict)
 
     def kept(self, languages: int = 3) -> dict[int, list[str]]:
         """Latents with an F1 of at least KEEPS for one of their labels in so many languages, and these labels."""
@@ -134,7 +151,7 @@ def _found(
     best = lagged_scores(some, own_tables, *kinds, train=train, min_rows=min_rows, progress=False)
     for label, one in best.items():
         match, lag = one.match, one.lag
-        found.latent[label], found.lag[label] = match.latent, lag
+        found.latent[label], found.lag[label], found.threshold[label] = match.latent, lag, match.threshold
         found.f1[label] = {languages[0]: match.f1}
         active, values = codes.latent(match.latent)
         active = active[values >= match.threshold]  # chosen in the first language alone
@@ -179,6 +196,8 @@ class Study:
         model = HookedWhisper.from_pretrained("openai/whisper-base", device="cpu")
         for name, texts in self.parts.items():
             said_by = voices.get(name) or TRAIN[: options.voices][int(name.removeprefix("train")) :: QUARTERS]
+            if name not in voices:
+                texts = {language: texts[language] for language in options.heard or options.languages}
             if not said_by or not all(texts.values()):
                 continue
             made = make_phone_corpus(texts, self.work / "speech" / name, voices=said_by)
@@ -371,7 +390,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="folder that `hooked-whisper prompts` made; else shipped texts")
     parser.add_argument("--sentences", type=int, default=6, help="in each language, for all three parts together")
     parser.add_argument("--languages", nargs="+", default=["en", "es", "it"], help="the first one chooses")
-    parser.add_argument("--voices", type=int, default=4, help="training voices; at most 4 compare and 4 test")
+    parser.add_argument(
+        "--heard", nargs="+", metavar="LANGUAGE", help="of the training speech, the first one among them; else all"
+    )
+    parser.add_argument("--voices", type=int, default=4, help="training voices; at most 8 compare and 8 test")
     parser.add_argument(
         "--layers", nargs="+", default=list(HOOKS), choices=list(HOOKS), help="harvested ones, `out` among them"
     )
@@ -389,6 +411,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="rows of a step")
     parser.add_argument("--min-rows", type=int, default=20, help="frames that a phone has at least on both sides")
     options = parser.parse_args()
+    if options.heard and options.languages[0] not in options.heard:
+        parser.error(f"--heard {' '.join(options.heard)}: {options.languages[0]}, which chooses, has to be among them.")
     options.work.mkdir(parents=True, exist_ok=True)
     study = Study(options)
     if options.probe:
