@@ -40,7 +40,12 @@ from hooked_whisper.saes.baselines import Moments, fit_baseline
 
 SHIPPED = "whisper-base/encoder.hook_out"
 CLASSES = ("voicing", "manner", "place", "height", "backness")
-HOOKS = {**{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)}, "out": "encoder.hook_out"}
+HOOKS = {
+    **{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)},
+    # As the next block reads it: every frame as loud as the others.
+    **{f"{layer}n": f"encoder.blocks.{layer + 1}.ln1.hook_normalized" for layer in range(5)},
+    "out": "encoder.hook_out",
+}
 ARCHITECTURES = {"batchtopk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
 CENTRE = 0.0  # of a frame's sound, in frames from its start
 CENTRES = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0)
@@ -90,7 +95,7 @@ class Found:
         languages: figures of each language.
         f1: label -> language -> F1 of the latent chosen for it.
         latent: label -> that latent. lag: label -> how far it is ahead, in frames. threshold: label -> from which
-            activation on it counts as active.
+            activation on it counts as active. in_training: label -> its F1 where it was chosen.
     """
 
     active: float
@@ -99,6 +104,7 @@ class Found:
     latent: dict[str, int] = field(default_factory=dict)
     lag: dict[str, float] = field(default_factory=dict)
     threshold: dict[str, float] = field(default_factory=dict)
+    in_training: dict[str, float] = field(default_factory=dict)
 
     def kept(self, languages: int = 3) -> dict[int, list[str]]:
         """Latents with an F1 of at least KEEPS for one of their labels in so many languages, and these labels."""
@@ -152,6 +158,7 @@ def _found(
     for label, one in best.items():
         match, lag = one.match, one.lag
         found.latent[label], found.lag[label], found.threshold[label] = match.latent, lag, match.threshold
+        found.in_training[label] = match.f1_train
         found.f1[label] = {languages[0]: match.f1}
         active, values = codes.latent(match.latent)
         active = active[values >= match.threshold]  # chosen in the first language alone
@@ -348,6 +355,25 @@ def row(name: str, found: Found, source: str) -> str:
     )
 
 
+def together(tested: Mapping[str, Found], source: str) -> list[str]:
+    """For each phone the latent of all SAEs that is best on the training voices, and what these do on the test."""
+    saes = {config: found for config, found in tested.items() if " at " not in config}
+    labels = dict.fromkeys(label for found in saes.values() for label in found.f1 if label.startswith("phone="))
+    best = {
+        label: max((c for c in saes if label in saes[c].f1), key=lambda c: saes[c].in_training[label])
+        for label in labels
+    }
+    f1 = {label: saes[config].f1[label][source] for label, config in best.items()}
+    counts = ", ".join(f"{sum(own >= least for own in f1.values())} with {least}" for least in (0.7, 0.6, 0.5))
+    high = {config: [label[6:] for label in f1 if best[label] == config and f1[label] >= 0.7] for config in saes}
+    where = "; ".join(f"{', '.join(own)} of {config}" for config, own in high.items() if own) or "none"
+    return [
+        f"One latent for each phone, of whichever of these SAEs is best on the training voices: of {len(f1)} phones, "
+        f"{counts}. With 0.7: {where}.",
+        "",
+    ]
+
+
 def report(study: Study, valid: Mapping[str, Found], test: Mapping[str, Found], chosen: Mapping[str, str]) -> str:
     """All configurations on validation, the winners on the test, and what the winners hold."""
     source, *others = study.languages
@@ -361,7 +387,8 @@ def report(study: Study, valid: Mapping[str, Found], test: Mapping[str, Found], 
              "## All configurations, on validation", "", *HEAD,
              *(row(name, found, source) for name, found in valid.items()), "",
              "## On the test", "", *HEAD, *(row(name, found, source) for name, found in test.items()), "",
-             *(f"Best on validation for {what}: {config}." for what, config in chosen.items()), ""]  # fmt: skip
+             *(f"Best on validation for {what}: {config}." for what, config in chosen.items()), "",
+             *together(test, source)]  # fmt: skip
     for config in dict.fromkeys(chosen.values()):
         found = test[config]
         names = [label for label in found.f1 if source in found.f1[label]]

@@ -5,9 +5,9 @@ python examples/paper/real_phones.py --work layers --languages en es
 
 Real speech has no exact times of phones. They are found by forced alignment (`forced_alignment`), by discriminants that
 are learnt in each language on the synthetic validation voices and tried on the synthetic test voices, whose times are
-exact. Then each latent that phone_layers.py tested, with the threshold and lag that it got on English synthetic voices,
-is looked at in real speech: no recording that the SAE has heard, and no sentence either. Beside it stand thresholds
-chosen anew on half of the real English clips, and the same with labels moved to other times (the null).
+exact, and then learn from both. Then each latent that phone_layers.py tested, with the threshold and lag that it got on
+English synthetic voices, is looked at in real speech: no recording that the SAE has heard, and no sentence either.
+Beside it stand thresholds chosen anew on half of the real English clips, and, as the null, labels at other times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from hooked_whisper.analysis.phone_speech import ESPEAK_NAMES
 from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae
 
 SHIPPED = "whisper-base/encoder.hook_out"
-HOOKS = {**{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)}, "out": "encoder.hook_out"}
+HOOKS = {
+    **{str(layer): f"encoder.blocks.{layer}.hook_resid_post" for layer in range(6)},
+    **{f"{layer}n": f"encoder.blocks.{layer + 1}.ln1.hook_normalized" for layer in range(5)},
+    "out": "encoder.hook_out",
+}
 KEEPS = 0.6
 KINDS = ("phone", "voicing", "manner", "place", "height", "backness")
 NULLS = 20  # shifts of the labels
@@ -114,6 +118,9 @@ class Real:
             )
             alone = _alone(aligner, there, exact["test"])
             self.check[language] = right_frames(found.labels, exact["test"], there), alone
+            # What is used has learnt from both, which have more of the rare phones.
+            both = ActivationStore.join([learn.where(language=language), there])
+            aligner = PhoneAligner.learn(both, exact["valid"].merge(exact["test"]), options.aligner)
             real = self.store.where(language=language)
             self.aligned[language] = aligner.align(
                 real, said[language], min_confidence=options.confidence, unlearnt=options.unlearnt
@@ -138,23 +145,33 @@ def _alone(aligner: PhoneAligner, store: ActivationStore, exact: Labels) -> floa
 
 
 def f1_there(
-    codes: FeatureCodes, tables: Mapping[float, FrameLabels], found: Mapping[str, Any], min_rows: int
+    codes: FeatureCodes,
+    tables: Mapping[float, FrameLabels],
+    found: Mapping[str, Any],
+    min_rows: int,
+    shift: float = 0.0,
 ) -> dict[str, dict[str, float]]:
-    """label -> language -> F1 of the latent, threshold and lag that synthetic English voices chose."""
+    """label -> language -> F1 of the latent, threshold and lag that were chosen.
+
+    Args:
+        shift: by how much of a language's frames its activations are moved, from its end to its start: the null.
+    """
     language = codes.column("language")
+    rows_of = {one: np.flatnonzero(language == one) for one in np.unique(language)}
     scores: dict[str, dict[str, float]] = {}
     for label, latent in found["latent"].items():
         table = tables[found["lag"][label]]
         if label not in table.names:
             continue
         labelled = table.column(label)
-        active, values = codes.latent(latent)
-        active = active[values >= found["threshold"][label]]
-        for one in np.unique(language):
-            there = language == one
-            n, hits = int((labelled & there).sum()), int((labelled & there)[active].sum())
+        rows, values = codes.latent(latent)
+        active = np.zeros(codes.n_rows, dtype=bool)
+        active[rows[values >= found["threshold"][label]]] = True
+        for one, there in rows_of.items():
+            n, fires = int(labelled[there].sum()), np.roll(active[there], round(shift * len(there)))
             if n >= min_rows:
-                scores.setdefault(label, {})[one] = 2 * hits / (n + int(there[active].sum()))
+                hits = int((labelled[there] & fires).sum())
+                scores.setdefault(label, {})[one] = 2 * hits / (n + int(fires.sum()))
     return scores
 
 
@@ -185,16 +202,10 @@ def chosen_again(
         "threshold": {label: one.match.threshold for label, one in best.items()},
         "lag": {label: one.lag for label, one in best.items()},
     }
-    rest = np.flatnonzero(~train)
+    rest = ~train
     return found, f1_there(
         codes.select(rest), {lag: table.select(rows=rest) for lag, table in tables.items()}, found, min_rows
     )
-
-
-def shifted(tables: Mapping[float, FrameLabels], by: int) -> dict[float, FrameLabels]:
-    """The same labels at other times: rolled over all frames."""
-    rows = np.roll(np.arange(tables[0.0].matrix.shape[0]), by)
-    return {lag: table.select(rows=rows) for lag, table in tables.items()}
 
 
 def section(
@@ -248,14 +259,8 @@ def main() -> None:
             tables = labels_by_lag(real.labels, codes.clip, codes.frame, codes.clips, centre=0.0)
         found = tested[config]
         scores = f1_there(codes, tables, found, options.min_rows)
-        size = tables[0.0].matrix.shape[0]
         nulls = [
-            len(
-                kept(
-                    f1_there(codes, shifted(tables, size * (at + 1) // (NULLS + 1)), found, options.min_rows),
-                    found["latent"],
-                )
-            )
+            len(kept(f1_there(codes, tables, found, options.min_rows, (at + 1) / (NULLS + 1)), found["latent"]))
             for at in range(NULLS)
         ]
         again, there = chosen_again(codes, tables, languages[0], options.min_rows)
