@@ -1,7 +1,7 @@
 """Times of phones in real speech beside those of PocketSphinx, an aligner that knows nothing of Whisper.
 
-    python examples/paper/real_phones.py --work layers --prompts prompts ...     # writes layers/real_labels.json
-    python -m benchmarks.forced_alignment layers prompts/manifest.jsonl
+    python examples/paper/real_phones.py --work real --study layers --prompts prompts     # writes real/labels.json
+    python -m benchmarks.forced_alignment real prompts/manifest.jsonl
 
 Both are told the same phones, as espeak-ng says the text; PocketSphinx gets them under the names of its American
 English models (each IPA symbol as the nearest of its 39). What is compared is when each phone is: how many frames of
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder of examples/paper/real_phones.py")
     parser.add_argument("manifest", type=Path, help="of the prompts")
     options: argparse.Namespace = parser.parse_args()
-    found = read_labels(options.work / "real_labels.json", silences=())
+    found = read_labels(options.work / "labels.json", silences=())
     corpus = Corpus.from_manifest(options.manifest).where(language="en")
     corpus = corpus.where(id=[item.id for item in corpus if item.id in found.tiers])
     with Espeak() as espeak:

@@ -32,7 +32,7 @@ SHORT = {
         *("--configs", "2/64/4/10", "2/64/4/20/matryoshka/rows/from16/first", "--batch", "64", "--min-rows", "2"),
     ],
     "real_phones.py": [
-        *("--work", "layers", "--languages", "en", "es", "--min-rows", "2"),
+        *("--work", "real", "--study", "layers", "--languages", "en", "es", "--min-rows", "2"),
         *("--aligner", "encoder.blocks.2.hook_resid_post", "--unlearnt", "anywhere", "--confidence", "0"),
     ],
     "non_speech.py": [

@@ -1,7 +1,7 @@
 """Do the latents that were chosen on synthetic speech keep their phones in real speech?
 
 python examples/paper/phone_layers.py --work layers --languages en es             # SAEs, latents, thresholds: a minute
-python examples/paper/real_phones.py --work layers --languages en es
+python examples/paper/real_phones.py --work real --study layers --languages en es
 
 Real speech has no exact times of phones. They are found by forced alignment (`forced_alignment`), by discriminants that
 are learnt in each language on the synthetic validation voices and tried on the synthetic test voices, whose times are
@@ -43,11 +43,11 @@ KINDS = ("phone", "voicing", "manner", "place", "height", "backness")
 NULLS = 20  # shifts of the labels
 
 
-def unheard(corpus: Corpus, work: Path) -> Corpus:
+def unheard(corpus: Corpus, study: Path) -> Corpus:
     """Clips with a text that no SAE of this study has heard anybody say."""
     said = {
         json.loads(line)["text"].strip().lower()
-        for manifest in sorted((work / "speech").glob("train*/manifest.jsonl"))
+        for manifest in sorted((study / "speech").glob("train*/manifest.jsonl"))
         for line in manifest.read_text(encoding="utf-8").splitlines()
     }
     ids = [item.id for item in corpus if item.text and item.text.strip().lower() not in said]
@@ -90,28 +90,25 @@ class Real:
     """Real clips, their activations and their labels by alignment."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.work: Path = options.work
+        study: Path = options.study
         self.languages: list[str] = options.languages
         prompts = options.prompts
         corpus = Corpus.from_clips() if prompts is None else Corpus.from_manifest(prompts / "manifest.jsonl")
         corpus = corpus.where(language=self.languages)
-        corpus = unheard(corpus.where(kind="speech") if "kind" in corpus.columns else corpus, self.work)
+        corpus = unheard(corpus.where(kind="speech") if "kind" in corpus.columns else corpus, study)
         model = HookedWhisper.from_pretrained("openai/whisper-base", device="cpu")
-        hooks = list(ActivationStore.open(self.work / "acts" / "valid").hooks)
-        self.store = harvest(
-            model, corpus, hooks=hooks, out=self.work / "acts" / "real", packing="windows", batch_size=2
-        )
+        hooks = list(ActivationStore.open(study / "acts" / "valid").hooks)
+        read = options.aligner or hooks[0]
+        self.store = harvest(model, corpus, hooks=hooks, out=options.work / "acts", packing="windows", batch_size=2)
         said = pronunciations(corpus, self.languages)
         self.aligned: dict[str, Aligned] = {}
         self.check: dict[str, tuple[float, float]] = {}
-        learn, test = (ActivationStore.open(self.work / "acts" / part) for part in ("valid", "test"))
-        exact = {
-            part: read_labels(self.work / "speech" / part / "labels.json", silences=()) for part in ("valid", "test")
-        }
-        spoken = Corpus.from_manifest(self.work / "speech" / "test" / "manifest.jsonl")
+        learn, test = (ActivationStore.open(study / "acts" / part) for part in ("valid", "test"))
+        exact = {part: read_labels(study / "speech" / part / "labels.json", silences=()) for part in ("valid", "test")}
+        spoken = Corpus.from_manifest(study / "speech" / "test" / "manifest.jsonl")
         test_said = pronunciations(spoken, self.languages)
         for language in self.languages:
-            aligner = PhoneAligner.learn(learn.where(language=language), exact["valid"], options.aligner)
+            aligner = PhoneAligner.learn(learn.where(language=language), exact["valid"], read)
             there = test.where(language=language)
             found = aligner.align(
                 there, test_said[language], min_confidence=options.confidence, unlearnt=options.unlearnt
@@ -120,7 +117,7 @@ class Real:
             self.check[language] = right_frames(found.labels, exact["test"], there), alone
             # What is used has learnt from both, which have more of the rare phones.
             both = ActivationStore.join([learn.where(language=language), there])
-            aligner = PhoneAligner.learn(both, exact["valid"].merge(exact["test"]), options.aligner)
+            aligner = PhoneAligner.learn(both, exact["valid"].merge(exact["test"]), read)
             real = self.store.where(language=language)
             self.aligned[language] = aligner.align(
                 real, said[language], min_confidence=options.confidence, unlearnt=options.unlearnt
@@ -128,7 +125,7 @@ class Real:
         labels = Labels({})
         for one in self.aligned.values():
             labels = labels.merge(one.labels)
-        write_labels(labels, self.work / "real_labels.json")
+        write_labels(labels, options.work / "labels.json")
         self.store = self.store.where(clip=list(labels.clips))
         labels = labels.where(tiers=["phone"])
         self.labels = labels.merge(articulatory_labels(labels))
@@ -225,17 +222,18 @@ def section(
 def main() -> None:
     """Aligns, scores, writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of phone_layers.py, after its test")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument("--study", type=Path, required=True, help="folder of phone_layers.py, after its test")
     parser.add_argument("--prompts", type=Path, help="folder that `hooked-whisper prompts` made; else shipped speech")
     parser.add_argument("--languages", nargs="+", default=["en", "es", "it"], help="those of phone_layers.py")
-    parser.add_argument("--aligner", default=HOOKS["3"], help="the hook that alignment reads, of those harvested")
+    parser.add_argument("--aligner", help="the hook that alignment reads; else the first that the study harvested")
     parser.add_argument("--confidence", type=float, default=0.5, help="that a clip's alignment has at least")
     parser.add_argument("--unlearnt", default="leave out", help="phones that validation lacks; or: anywhere")
     parser.add_argument("--min-rows", type=int, default=20, help="frames that a label has at least in a language")
     options = parser.parse_args()
-    looked_at = options.work / "test.json"
+    looked_at = options.study / "test.json"
     if not looked_at.is_file():
-        parser.error(f"{looked_at} is not there: phone_layers.py writes it, with the same --work, without --no-test.")
+        parser.error(f"{looked_at} is not there: phone_layers.py writes it, without --no-test.")
     tested = json.loads(looked_at.read_text(encoding="utf-8"))
     real = Real(options)
     languages = real.languages
@@ -252,7 +250,7 @@ def main() -> None:
     lines.append("")
     tables: dict[float, FrameLabels] = {}
     for config in [config for config in tested if " at " not in config]:
-        sae = load_sae(SHIPPED if config == SHIPPED else options.work / "saes" / config.replace("/", "-"))
+        sae = load_sae(SHIPPED if config == SHIPPED else options.study / "saes" / config.replace("/", "-"))
         hook = HOOKS["out" if config == SHIPPED else config.split("/")[0]]
         codes = encode_store(sae, real.store, hook, progress=False)
         if not tables:
@@ -276,7 +274,7 @@ def main() -> None:
         lines += section(f"### Chosen on synthetic {languages[0]}", scores, found["latent"], languages)
         lines += section(f"### Chosen on half of the real {languages[0]}", there, again["latent"], languages)
     text = "\n".join(lines)
-    (options.work / "real.md").write_text(text, encoding="utf-8")
+    (options.work / "report.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -18,32 +18,23 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LANGUAGES = ["en", "es", "fr", "it"]
-# step -> options of the full study and of the short one, beside --work; "{prompts}" is the folder of the prompts
+# step -> options of the full study and of the short one, beside --work; "{prompts}" is the folder of the prompts,
+# "{phone_layers}" that of that study
+# fmt: off
 STEPS: dict[str, tuple[list[str], list[str]]] = {
     "phones": (
         ["--prompts", "{prompts}", "--sentences", "40", "--languages", *LANGUAGES],
         ["--sentences", "4", "--languages", "en", "es", "--voices", "2", "--min-rows", "4"],
     ),
     "phone_layers": (
-        [
-            "--prompts",
-            "{prompts}",
-            "--sentences",
-            "411",
-            "--languages",
-            *LANGUAGES,
-            "ru",
-            "--voices",
-            "26",
-            "--layers",
-            "3",
-            "out",
-            "--configs",
-            "3/2048/64/4000/matryoshka/rows/from256/first",
-            "3/4096/64/3000/matryoshka/rows/from256/first",
-            "3/8192/16/2500/rows/from128/first",
-        ],
+        ["--prompts", "{prompts}", "--sentences", "411", "--languages", *LANGUAGES, "ru", "--heard", "en",
+         "--voices", "52", "--layers", "3n", "out", "--configs", "3n/2048/48/4000/matryoshka/rows/from192",
+         "3n/4096/64/4000/matryoshka/rows/from256", "3n/8192/16/2500/rows/from128"],
         ["--voices", "2", "--layers", "3", "out"],
+    ),
+    "real_phones": (
+        ["--study", "{phone_layers}", "--prompts", "{prompts}", "--languages", *LANGUAGES, "ru"],
+        ["--study", "{phone_layers}", "--unlearnt", "anywhere", "--confidence", "0"],
     ),
     "classes": ([], ["--designs", "lexical", "--every", "lexical=12", "--voices", "1", "1"]),
     "steering": (
@@ -52,6 +43,7 @@ STEPS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "non_speech": (["--prompts", "{prompts}"], ["--each", "1", "--clips", "4", "--doses", "2.4"]),
 }
+# fmt: on
 
 
 def commands(work: Path, short: bool) -> dict[str, list[str]]:
@@ -59,7 +51,7 @@ def commands(work: Path, short: bool) -> dict[str, list[str]]:
     prompts = work / "prompts"
     found = {} if short else {"prompts": [sys.executable, "-m", "hooked_whisper.cli", "prompts", str(prompts)]}
     for name, options in STEPS.items():
-        own = [part.format(prompts=prompts) for part in options[int(short)]]
+        own = [part.format(prompts=prompts, phone_layers=work / "phone_layers") for part in options[int(short)]]
         found[name] = [sys.executable, str(HERE / f"{name}.py"), "--work", str(work / name), *own]
     return found
 
