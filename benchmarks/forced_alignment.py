@@ -28,7 +28,7 @@ from hooked_whisper.saes import Corpus
 # espeak-ng's American English, each phone with its name in CMU's dictionary.
 _TABLE = """
 i IY ɪ IH ᵻ IH ɛ EH æ AE ɑ AA ɔ AO ʊ UH u UW ʌ AH ə AH ɐ AH ɚ ER ɜ ER e EY o OW a AA
-p P b B t T d D k K ɡ G m M n N ŋ NG f F v V θ TH ð DH s S z Z ʃ SH ʒ ZH h HH j Y w W l L ɹ R ɾ D
+p P b B t T d D k K ɡ G m M n N ŋ NG f F v V θ TH ð DH s S z Z ʃ SH ʒ ZH h HH j Y w W l L ɹ R ɾ D ʔ T
 aɪ AY eɪ EY oʊ OW aʊ AW ɔɪ OY tʃ CH dʒ JH
 """
 _PAIRS = _TABLE.split()

@@ -435,6 +435,7 @@ def main() -> None:
         "--probe", action="store_true", help="only print what linear probes get right, by hook and moment"
     )
     parser.add_argument("--no-test", action="store_true", help="stop after comparing: the test voices are for the end")
+    parser.add_argument("--test-all", action="store_true", help="not the best on validation alone")
     parser.add_argument("--batch", type=int, default=1024, help="rows of a step")
     parser.add_argument("--min-rows", type=int, default=20, help="frames that a phone has at least on both sides")
     options = parser.parse_args()
@@ -452,7 +453,8 @@ def main() -> None:
         return
     chosen = winners(compared, study.languages[0])
     finals = list(dict.fromkeys([SHIPPED, *chosen.values()]))
-    finals += [rival for config in finals for rival in rivals(config)]
+    beside = [rival for config in finals for rival in rivals(config)]
+    finals = list(dict.fromkeys([*finals, *(options.configs if options.test_all else ()), *beside]))
     tested = judged(study, Bench(study, "test"), finals, options.work / "test.json", options.min_rows)
     text = report(study, compared, {config: tested[config] for config in finals}, chosen)
     (options.work / "report.md").write_text(text, encoding="utf-8")

@@ -183,6 +183,24 @@ def kept(
     return found
 
 
+def together(scores: Mapping[str, Mapping[str, Mapping[str, float]]], tested: Mapping[str, Any], source: str) -> str:
+    """For each phone the latent of all SAEs that is best on the synthetic training voices, in real speech."""
+    f1: dict[str, float] = {}
+    for label in dict.fromkeys(label for of in scores.values() for label in of if label.startswith("phone=")):
+        best = max(
+            (config for config in scores if label in tested[config]["in_training"]),
+            key=lambda config: tested[config]["in_training"][label],
+        )
+        if source in scores[best].get(label, {}):
+            f1[label.removeprefix("phone=")] = scores[best][label][source]
+    counts = ", ".join(f"{sum(own >= least for own in f1.values())} with {least}" for least in (0.7, 0.6, 0.5))
+    high = ", ".join(phone for phone, own in sorted(f1.items(), key=lambda one: -one[1]) if own >= 0.7) or "none"
+    return (
+        f"One latent for each phone, of whichever SAE is best on the synthetic training voices: of {len(f1)} phones of "
+        f"real {source}, {counts}. With 0.7: {high}."
+    )
+
+
 def chosen_again(
     codes: FeatureCodes, tables: Mapping[float, FrameLabels], source: str, min_rows: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
@@ -215,6 +233,9 @@ def section(
         if max(scores[label].values()) >= KEEPS:
             f1 = [f"{scores[label][of]:.2f}" if of in scores[label] else "" for of in languages]
             lines.append(f"| {label} | {latents[label]} | {' | '.join(f1)} |")
+    phones = [of[source] for label, of in scores.items() if label.startswith("phone=") and source in of]
+    counts = ", ".join(f"{sum(f1 >= least for f1 in phones)} with {least}" for least in (0.7, 0.6, 0.5))
+    lines = [lines[0], "", f"Phones of {source}: {len(phones)}, {counts}.", *lines[1:]]
     found = "; ".join(f"{latent} ({', '.join(own)})" for latent, own in kept(scores, latents).items()) or "none"
     return [*lines, "", f"Labels with F1 ≥ {KEEPS} in one language or more. Latents that keep: {found}.", ""]
 
@@ -249,6 +270,8 @@ def main() -> None:
         )
     lines.append("")
     tables: dict[float, FrameLabels] = {}
+    all_scores: dict[str, dict[str, dict[str, float]]] = {}
+    place = len(lines)
     for config in [config for config in tested if " at " not in config]:
         sae = load_sae(SHIPPED if config == SHIPPED else options.study / "saes" / config.replace("/", "-"))
         hook = HOOKS["out" if config == SHIPPED else config.split("/")[0]]
@@ -256,7 +279,7 @@ def main() -> None:
         if not tables:
             tables = labels_by_lag(real.labels, codes.clip, codes.frame, codes.clips, centre=0.0)
         found = tested[config]
-        scores = f1_there(codes, tables, found, options.min_rows)
+        scores = all_scores[config] = f1_there(codes, tables, found, options.min_rows)
         nulls = [
             len(kept(f1_there(codes, tables, found, options.min_rows, (at + 1) / (NULLS + 1)), found["latent"]))
             for at in range(NULLS)
@@ -273,6 +296,7 @@ def main() -> None:
         ]
         lines += section(f"### Chosen on synthetic {languages[0]}", scores, found["latent"], languages)
         lines += section(f"### Chosen on half of the real {languages[0]}", there, again["latent"], languages)
+    lines[place:place] = [together(all_scores, tested, languages[0]), ""]
     text = "\n".join(lines)
     (options.work / "report.md").write_text(text, encoding="utf-8")
     print(text)
