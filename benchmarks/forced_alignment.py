@@ -32,7 +32,7 @@ p P b B t T d D k K ɡ G m M n N ŋ NG f F v V θ TH ð DH s S z Z ʃ SH ʒ ZH h
 aɪ AY eɪ EY oʊ OW aʊ AW ɔɪ OY tʃ CH dʒ JH
 """
 _PAIRS = _TABLE.split()
-NAMES = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
+NAMES: dict[str, str] = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
 
 
 def names(phone: str) -> list[str]:
