@@ -27,6 +27,7 @@ _EXPORTS = {
     "train_saes": "training",
     "evaluate_sae": "evaluation",
     "finetune_sae": "finetuning",
+    "ensemble_saes": "ensembles",
     "load_sae": "hub",
     "publish_sae": "hub",
     "import_audiosae": "importers",
@@ -37,6 +38,7 @@ __all__ = [*_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from hooked_whisper.saes.corpus import Corpus as Corpus
+    from hooked_whisper.saes.ensembles import ensemble_saes as ensemble_saes
     from hooked_whisper.saes.evaluation import evaluate_sae as evaluate_sae
     from hooked_whisper.saes.finetuning import finetune_sae as finetune_sae
     from hooked_whisper.saes.harvesting import harvest as harvest

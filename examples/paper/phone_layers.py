@@ -6,7 +6,8 @@ python examples/paper/phone_layers.py --work layers --prompts prompts --sentence
 
 A configuration is LAYER/LATENTS/K/STEPS, perhaps with /whitened, with /batchtopk or /matryoshka in TopK's place, with
 /rows where latents start in the directions of rows, /from128 where so many are active at first, /first where only the
-first language is heard: an SAE that is trained, without labels, on the training voices' sentences in all languages.
+first language is heard: an SAE that is trained, without labels, on the training voices' sentences in all languages. Two
+or more with + between them are one SAE that has the latents of all (`ensemble_saes`).
 Three things are kept apart, voices and sentences alike: what SAEs learn from and latents, thresholds and names are
 chosen on; what configurations are compared on (validation); and what the winners are tested on, once. A phone's frames
 are looked up where the encoder's frames are centred (see `frame_labels`), and a latent may fire up to a frame before or
@@ -35,7 +36,7 @@ from hooked_whisper.analysis.frame_labels import FrameLabels, frame_labels
 from hooked_whisper.analysis.labels import Labels
 from hooked_whisper.analysis.lags import LAGS, labels_by_lag, lagged_scores
 from hooked_whisper.analysis.phone_speech import PhoneVoice, make_phone_corpus, parallel_texts
-from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae, train_sae
+from hooked_whisper.saes import ActivationStore, Corpus, ensemble_saes, harvest, load_sae, train_sae
 from hooked_whisper.saes.baselines import Moments, fit_baseline
 
 SHIPPED = "whisper-base/encoder.hook_out"
@@ -223,6 +224,9 @@ class Study:
         """The SAE of a configuration, and its hook."""
         if config == SHIPPED:
             return load_sae(SHIPPED), HOOKS["out"]
+        if "+" in config:
+            parts = [self.sae(part) for part in config.split("+")]
+            return ensemble_saes([sae for sae, _ in parts]), parts[0][1]
         layer, latents, k, steps, *options = config.split("/")
         architecture = next((full for name, full in ARCHITECTURES.items() if name in options), "topk")
         heard = self.store("train")
@@ -251,6 +255,8 @@ class Study:
 
 def configuration(text: str) -> str:
     """Text that names a configuration, as it is; a misspelt option is not to pass for its absence."""
+    if "+" in text:
+        return "+".join(configuration(part) for part in text.split("+"))
     layer, *rest = text.split("/")
     known = {"whitened", "rows", "first", *ARCHITECTURES}
     numbers, options = rest[:3], rest[3:]
@@ -295,7 +301,11 @@ def judged(study: Study, bench: Bench, configs: Sequence[str], file: Path, min_r
 
 def rivals(config: str) -> list[str]:
     """Neurons and components where this SAE reads, with as many coefficients a frame."""
-    layer, _, k = ("out", "", load_sae(SHIPPED).cfg.k) if config == SHIPPED else config.split("/")[:3]
+    if config == SHIPPED:
+        layer, k = "out", int(load_sae(SHIPPED).cfg.k)
+    else:
+        parts = [part.split("/") for part in config.split("+")]
+        layer, k = parts[0][0], sum(int(part[2]) for part in parts)
     return [f"{basis} at {layer}/{k}" for basis in ("neurons", "pca")]
 
 
