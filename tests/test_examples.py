@@ -29,7 +29,8 @@ SHORT = {
     "run_all.py": ["--work", "w", "--list"],
     "phone_layers.py": [
         *("--work", "layers", "--languages", "en", "es", "--sentences", "4"),
-        *("--configs", "2/64/4/10", "2/64/4/20/matryoshka/rows/from16/first", "--batch", "64", "--min-rows", "2"),
+        *("--configs", "2/64/4/10", "2/64/4/20/matryoshka/rows/from16/first+2/32/4/10/batchtopk"),
+        *("--test-all", "--batch", "64", "--min-rows", "2"),
     ],
     "real_phones.py": [
         *("--work", "real", "--study", "layers", "--languages", "en", "es", "--min-rows", "2"),

@@ -30,7 +30,7 @@ from hooked_whisper.analysis.label_files import read_labels, write_labels
 from hooked_whisper.analysis.labels import Labels
 from hooked_whisper.analysis.lags import labels_by_lag, lagged_scores
 from hooked_whisper.analysis.phone_speech import ESPEAK_NAMES
-from hooked_whisper.saes import ActivationStore, Corpus, harvest, load_sae
+from hooked_whisper.saes import ActivationStore, Corpus, ensemble_saes, harvest, load_sae
 
 SHIPPED = "whisper-base/encoder.hook_out"
 HOOKS = {
@@ -129,6 +129,14 @@ class Real:
         self.store = self.store.where(clip=list(labels.clips))
         labels = labels.where(tiers=["phone"])
         self.labels = labels.merge(articulatory_labels(labels))
+
+
+def the_sae(study: Path, config: str) -> Any:
+    """The SAE of a configuration of phone_layers.py, which trained it."""
+    if config == SHIPPED:
+        return load_sae(SHIPPED)
+    parts = [load_sae(study / "saes" / part.replace("/", "-")) for part in config.split("+")]
+    return parts[0] if len(parts) == 1 else ensemble_saes(parts)
 
 
 def _alone(aligner: PhoneAligner, store: ActivationStore, exact: Labels) -> float:
@@ -273,7 +281,7 @@ def main() -> None:
     all_scores: dict[str, dict[str, dict[str, float]]] = {}
     place = len(lines)
     for config in [config for config in tested if " at " not in config]:
-        sae = load_sae(SHIPPED if config == SHIPPED else options.study / "saes" / config.replace("/", "-"))
+        sae = the_sae(options.study, config)
         hook = HOOKS["out" if config == SHIPPED else config.split("/")[0]]
         codes = encode_store(sae, real.store, hook, progress=False)
         if not tables:
