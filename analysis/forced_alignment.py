@@ -94,11 +94,12 @@ class PhoneAligner:
     """Linear discriminants of phones, and the search for the best times.
 
     Attributes:
-        hook: whose activations it reads.
+        model, hook: whose activations it reads.
         phones: that it knows, in IPA; class 0 is silence, class i + 1 the phone at i.
         weight, bias: of the discriminants: a row x has scores x @ weight + bias.
     """
 
+    model: str
     hook: str
     phones: tuple[str, ...]
     weight: Float[np.ndarray, "width phone"]
@@ -146,7 +147,7 @@ class PhoneAligner:
         covariance = (rows.T @ rows - means.T @ (means * sizes)) / len(rows)
         covariance += SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         weight = np.linalg.solve(covariance, means.T)
-        return cls(hook, tuple(names[at] for at in common), weight, -(weight * means.T).sum(0) / 2)
+        return cls(store.model_name, hook, tuple(names[at] for at in common), weight, -(weight * means.T).sum(0) / 2)
 
     def log_probabilities(self, rows: Float[np.ndarray, "frame width"]) -> Float[np.ndarray, "frame phone"]:
         """Of silence and each phone, at each frame, were all equally common."""
@@ -172,13 +173,18 @@ class PhoneAligner:
                 be as much like that phone as like the average one, so that its neighbours say where it is.
 
         Raises:
-            AnalysisError: no clip could be aligned, an unknown `unlearnt`, or a confidence that is not between 0 and 1.
+            AnalysisError: a store of another model, no clip that could be aligned, an unknown `unlearnt`, or a
+                confidence that is not between 0 and 1.
                 StoreError: a hook that the store does not have.
         """
         if not 0 <= min_confidence <= 1:
             raise AnalysisError(f"min_confidence={min_confidence}: expected 0 to 1.")
         if unlearnt not in ("leave out", "anywhere"):
             raise AnalysisError(f"unlearnt={unlearnt!r}: expected 'leave out' or 'anywhere'.")
+        if store.model_name != self.model:
+            raise AnalysisError(
+                f"The store is of {store.model_name}, the aligner learnt from {self.model}: harvest the clips with that."
+            )
         number = {phone: at + 1 for at, phone in enumerate(self.phones)}
         tiers: dict[str, dict[str, tuple[Interval, ...]]] = {}
         confidence: dict[str, float] = {}

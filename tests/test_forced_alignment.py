@@ -151,6 +151,8 @@ def test_bad_input(store: ActivationStore, aligner: PhoneAligner) -> None:
         aligner.align(store, {}, min_confidence=2)
     with pytest.raises(AnalysisError, match="unlearnt='guess': expected"):
         aligner.align(store, {}, unlearnt="guess")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(AnalysisError, match="The store is of small, the aligner learnt from other"):
+        replace(aligner, model="other").align(store, {})
     labels = Labels({name: {"phone": times(SAID[0][:5])} for name in ("clip-0", "clip-3")})
     two = store.where(clip=["clip-0", "clip-3"])
     with pytest.raises(AnalysisError, match="1 phones have 5 frames or more, and silence has 10"):
