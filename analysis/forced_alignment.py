@@ -183,7 +183,7 @@ class PhoneAligner:
             raise AnalysisError(f"unlearnt={unlearnt!r}: expected 'leave out' or 'anywhere'.")
         if store.model_name != self.model:
             raise AnalysisError(
-                f"The store is of {store.model_name}, the aligner learnt from {self.model}: harvest the clips with that."
+                f"The store is of {store.model_name}, the aligner learnt from {self.model}: harvest from that one."
             )
         number = {phone: at + 1 for at, phone in enumerate(self.phones)}
         tiers: dict[str, dict[str, tuple[Interval, ...]]] = {}
