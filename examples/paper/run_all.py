@@ -18,6 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LANGUAGES = ["en", "es", "fr", "it"]
+PHONE_SAES = ["3n/4096/64/4000/matryoshka/rows/from256", "3n/2048/48/4000/matryoshka/rows/from192",
+              "3n/1024/32/6000/matryoshka/rows/from128"]  # fmt: skip
 # step -> options of the full study and of the short one, beside --work; "{prompts}" is the folder of the prompts,
 # "{phone_layers}" that of that study
 # fmt: off
@@ -28,8 +30,8 @@ STEPS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "phone_layers": (
         ["--prompts", "{prompts}", "--sentences", "411", "--languages", *LANGUAGES, "ru", "--heard", "en",
-         "--voices", "52", "--layers", "3n", "out", "--configs", "3n/2048/48/4000/matryoshka/rows/from192",
-         "3n/4096/64/4000/matryoshka/rows/from256", "3n/8192/16/2500/rows/from128"],
+         "--voices", "52", "--layers", "3n", "out", "--test-all", "--configs", "+".join(PHONE_SAES), *PHONE_SAES,
+         "3n/8192/16/2500/rows/from128"],
         ["--voices", "2", "--layers", "3", "out"],
     ),
     "real_phones": (
