@@ -32,7 +32,7 @@ STEPS: dict[str, tuple[list[str], list[str]]] = {
         ["--prompts", "{prompts}", "--sentences", "411", "--languages", *LANGUAGES, "ru", "--heard", "en",
          "--voices", "52", "--layers", "3n", "out", "--test-all", "--configs", "+".join(PHONE_SAES), *PHONE_SAES,
          "3n/8192/16/2500/rows/from128"],
-        ["--voices", "2", "--layers", "3", "out"],
+        ["--voices", "2", "--layers", "3", "out", "--batch", "256"],
     ),
     "real_phones": (
         ["--study", "{phone_layers}", "--prompts", "{prompts}", "--languages", *LANGUAGES, "ru"],
