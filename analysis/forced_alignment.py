@@ -29,6 +29,7 @@ from hooked_whisper.analysis.espeak import Espeak
 from hooked_whisper.analysis.frame_labels import frame_labels
 from hooked_whisper.analysis.labels import Interval, Labels
 from hooked_whisper.errors import AnalysisError
+from hooked_whisper.mel import FRAMES_PER_SECOND
 from hooked_whisper.saes.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 else:
     Unlearnt = str  # checked here, with a message that says more than a type checker's
 
-FRAMES_PER_SECOND = 50.0
 SILENCE = 0  # its class; phones count from 1
 # Of the mean variance, added to each: 512 neurons are not measured well enough to be divided out.
 SHRINKAGE = 1e-3
@@ -118,9 +118,10 @@ class PhoneAligner:
             min_rows: frames that a phone has at least; rarer ones are not learnt, and count as no frames at all.
 
         Raises:
-            AnalysisError: no labels of these clips, fewer than two phones with so many frames, or no silence.
-                StoreError: a hook that the store does not have.
+            AnalysisError: a store of tokens or mel frames, no labels of these clips, fewer than two phones with so many
+                frames, or no silence. StoreError: a hook that the store does not have.
         """
+        _need_frames(store)
         clip, frame, clips = _rows(store)
         table = frame_labels(labels, clip, frame, clips, tiers=["phone"], centre=0.0)
         names = [name.partition("=")[2] for name in table.names]
@@ -181,6 +182,7 @@ class PhoneAligner:
             raise AnalysisError(f"min_confidence={min_confidence}: expected 0 to 1.")
         if unlearnt not in ("leave out", "anywhere"):
             raise AnalysisError(f"unlearnt={unlearnt!r}: expected 'leave out' or 'anywhere'.")
+        _need_frames(store)
         if store.model_name != self.model:
             raise AnalysisError(
                 f"The store is of {store.model_name}, the aligner learnt from {self.model}: harvest from that one."
@@ -264,6 +266,15 @@ def best_path(scores: Float[np.ndarray, "frame phone"], phones: Sequence[int]) -
     for at in range(len(scores) - 1, 0, -1):
         path[at - 1] = path[at] - came_from[at, path[at]]
     return np.where(path % 2 == 1, path // 2, -1)
+
+
+def _need_frames(store: ActivationStore) -> None:
+    found = store.describe()
+    if found["rate"] != FRAMES_PER_SECOND:
+        raise AnalysisError(
+            f"{store} has {found['position']}s, {found['rate'] or 'at no fixed rate'} a second: expected the encoder's "
+            f"frames, {FRAMES_PER_SECOND} a second."
+        )
 
 
 def _rows(store: ActivationStore) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -42,6 +42,9 @@ _KEPT = (
 def ensemble_saes(saes: Sequence[SAE[Any]]) -> SAE[Any]:
     """The mean of several SAEs' reconstructions, as one JumpReLU SAE that has the latents of all, in their order.
 
+    It encodes rows [row d_in] into [row d_sae], d_sae being the sum of theirs, in which each latent has the activation
+    that it has in its own SAE; it decodes into [row d_in].
+
     Args:
         saes: two or more, of one model and hook, whose latents fire by themselves: "standard" or "jumprelu", which
             BatchTopK and matryoshka SAEs are once they are saved.

@@ -20,6 +20,7 @@ from hooked_whisper.analysis.labels import Interval, Labels
 from hooked_whisper.analysis.phone_speech import PhoneVoice, make_phone_corpus
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.saes import ActivationStore, harvest
+from hooked_whisper.saes.store_files import StoreSettings
 from hooked_whisper.saes.store_writer import StoreWriter
 
 WIDTH = 6
@@ -62,10 +63,12 @@ def test_phones_that_do_not_fit_are_refused() -> None:
             best_path(np.zeros((frames, 3)), phones)
 
 
-def made_up(folder: Path, sequences: list[list[int]], noise: float = 0.3) -> ActivationStore:
+def made_up(
+    folder: Path, sequences: list[list[int]], noise: float = 0.3, settings: StoreSettings = SETTINGS
+) -> ActivationStore:
     """A store whose clips say these classes, frame by frame."""
     generator = np.random.default_rng(0)
-    writer = StoreWriter(folder, replace(SETTINGS, hooks={HOOK: WIDTH}))
+    writer = StoreWriter(folder, replace(settings, hooks={HOOK: WIDTH}))
     folder.mkdir(parents=True)
     rows = [torch.tensor(MEANS[own] + noise * generator.normal(size=(len(own), WIDTH))).float() for own in sequences]
     frame = np.concatenate([np.arange(len(own), dtype=np.int32) for own in rows])
@@ -144,6 +147,18 @@ def test_a_phone_that_was_not_learnt_lies_between_its_neighbours(store: Activati
     first, second, x, y = found.labels["clip-2"]["phone"]
     assert (first.start, second.start, second.end) == pytest.approx((0.01, 0.07, 0.09))
     assert (x.value, y.value) == ("x", "y") and x.start >= second.end and y.end <= 0.2
+
+
+def test_tokens_and_mel_frames_are_refused(tmp_path: Path, aligner: PhoneAligner) -> None:
+    for position, rate, said in (
+        ("token", None, "tokens, at no fixed rate"),
+        ("mel_frame", 100.0, "mel_frames, 100.0"),
+    ):
+        other = made_up(tmp_path / position, SAID, settings=replace(SETTINGS, position=position, rate=rate))
+        with pytest.raises(AnalysisError, match=f"has {said} a second: expected the encoder's frames, 50"):
+            PhoneAligner.learn(other, Labels({}), HOOK)
+        with pytest.raises(AnalysisError, match=said):
+            aligner.align(other, {})
 
 
 def test_bad_input(store: ActivationStore, aligner: PhoneAligner) -> None:

@@ -257,7 +257,9 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", default=["en", "es", "it"], help="those of phone_layers.py")
     parser.add_argument("--aligner", help="the hook that alignment reads; else the first that the study harvested")
     parser.add_argument("--confidence", type=float, default=0.5, help="that a clip's alignment has at least")
-    parser.add_argument("--unlearnt", default="leave out", help="phones that validation lacks; or: anywhere")
+    parser.add_argument(
+        "--unlearnt", default="leave out", choices=["leave out", "anywhere"], help="of clips with phones nobody taught"
+    )
     parser.add_argument("--min-rows", type=int, default=20, help="frames that a label has at least in a language")
     options = parser.parse_args()
     looked_at = options.study / "test.json"
