@@ -72,11 +72,14 @@ def pronounce(
         voice: a language of espeak-ng's: "es", "en-us".
 
     Raises:
-        AnalysisError: a voice that there is not, or a text of which nothing is said.
+        AnalysisError: a voice that there is not, or a text of which nothing is said, with the clip's name.
     """
     found = {}
     for clip, text in texts.items():
-        tiers = espeak.say(text, voice).tiers
+        try:
+            tiers = espeak.say(text, voice).tiers
+        except AnalysisError as error:
+            raise AnalysisError(f"Clip {clip!r}: {error} Leave the clip out, or mend its text.") from error
         phones = tiers["phone"]
         words = tiers["word"] or (Interval(phones[0].start, phones[-1].end, text.strip()),)
         starts = np.array([word.start for word in words])

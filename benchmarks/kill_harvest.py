@@ -103,9 +103,9 @@ def same(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
-def kill_at(case: Case, out: Path, moment: float) -> bool:
-    """Kills a harvest after `moment` seconds; True if it was still at work."""
-    pid = start(lambda: case.run(out))
+def kill_at(call: Callable[[], None], moment: float) -> bool:
+    """Kills a process that runs `call` after `moment` seconds; True if it was still at work."""
+    pid = start(call)
     time.sleep(moment)
     os.kill(pid, signal.SIGKILL)
     return finish(pid) == -signal.SIGKILL
@@ -116,11 +116,9 @@ def killed_runs(case: Case, folder: Path, whole: Path, seconds: float, moments: 
     found = []
     for index, moment in enumerate(moments):
         out = folder / f"killed-{index}"
-        hit = kill_at(case, out, moment * seconds)
-        while not hit:  # the machine was quicker this time: once more, earlier
-            shutil.rmtree(out)
+        while not kill_at(lambda out=out: case.run(out), moment * seconds):
+            shutil.rmtree(out)  # the machine was quicker this time: once more, earlier
             moment *= 0.7
-            hit = kill_at(case, out, moment * seconds)
         names = [path.name for path in out.iterdir()] if out.is_dir() else []
         notes = sum(1 for name in names if name[:5].isdigit() and name.endswith(".json"))
         partial = sum(1 for name in names if name.endswith(".partial"))

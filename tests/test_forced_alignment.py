@@ -185,6 +185,8 @@ def test_a_voice_that_was_not_learnt_is_aligned(shared_short_whisper_base: Hooke
     aligner = PhoneAligner.learn(train, made.labels, hook, min_rows=4)
     with Espeak() as espeak:
         said = pronounce(espeak, {item.id: str(item.text) for item in made.corpus.where(split="test")}, "en-us")
+        with pytest.raises(AnalysisError, match=r"Clip 'dots': espeak-ng says nothing of '\.\.\.'.*Leave the clip out"):
+            pronounce(espeak, {"words": "hello", "dots": "..."}, "en-us")
     assert [word for word, _ in said["en/m3-50-175/0000"]] == ["take", "two", "cats", "to", "the", "park"]
     found = aligner.align(test, said)
     assert len(found.labels) == 3 and not found.left_out

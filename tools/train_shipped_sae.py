@@ -1,4 +1,4 @@
-"""Trains the SAE that comes with the package, from nothing but Debian's packages: some hours of two cores.
+"""Trains the SAEs that come with the package, from nothing but Debian's packages: some hours of two cores.
 
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
@@ -6,7 +6,9 @@ python tools/train_shipped_sae.py prompts voices work
 python tools/ship_sae.py work/run whisper-base/encoder.hook_out
 
 It learns with 45 active latents first and goes on with 96, which keeps more of what the model goes by. An SAE that has
-the first part behind it may be named as a fourth argument.
+the first part behind it may be named as a fourth argument. So may one be trained on with still more of them:
+
+python tools/train_shipped_sae.py prompts voices work whisper-base/encoder.hook_out --k 192 --run faithful
 
 A tenth of the sentences of the prompts, with their translations, is left out, as `hooked-whisper evaluate --where
 kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of the voices are left out by the manifest.
@@ -14,7 +16,7 @@ kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of t
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,8 @@ def heard(prompts: Path, voices: Path, work: Path) -> ActivationStore:
     return ActivationStore.join(stores)
 
 
-def train(prompts: Path, voices: Path, work: Path, first: str | None = None) -> None:
-    """Trains on all of it; `first`, an SAE with 45 active latents, spares the first part."""
+def train(prompts: Path, voices: Path, work: Path, first: str | None = None, k: int = 96, run: str = "run") -> None:
+    """Trains on all of it, into `work/run`; `first`, an SAE with fewer active latents, spares the first part."""
     store = heard(prompts, voices, work)
     shared: dict[str, Any] = {
         "hook": HOOK, "architecture": "topk", "d_sae": 4096, "train_batch_size_samples": 2048, "lr": 6e-4,
@@ -54,8 +56,20 @@ def train(prompts: Path, voices: Path, work: Path, first: str | None = None) -> 
     if first is None:
         train_sae(store, k=45, out=work / "first", total_training_samples=20_000_000, **shared)
         first = str(work / "first")
-    train_sae(store, k=96, start=first, out=work / "run", total_training_samples=25_000_000, **shared)
+    train_sae(store, k=k, start=first, out=work / run, total_training_samples=25_000_000, **shared)
+
+
+def main() -> None:
+    """Trains with the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("prompts", "voices", "work"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("first", nargs="?", help="an SAE to go on from: a shipped one, a folder or a run")
+    parser.add_argument("--k", type=int, default=96, help="active latents at the end")
+    parser.add_argument("--run", default="run", help="folder in work")
+    options = parser.parse_args()
+    train(options.prompts, options.voices, options.work, options.first, options.k, options.run)
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+    main()
