@@ -60,6 +60,7 @@ __all__ = ["ActivationStream", "HarvestReport", "harvest", "stream"]
 logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
+HINT = 300.0  # seconds without news, after which it is said what is waited for
 PATIENCE = 3600.0  # seconds without news from another process, after which it is given up
 _TOKENS_A_SECOND = 4.0  # of speech, roughly
 # Columns that a store has of itself.
@@ -293,13 +294,20 @@ def _column(name: str) -> str:
 
 def _wait(ready: Any, folder: Path, team: _Team) -> None:
     """Waits for what other processes do, as long as there is news from them."""
-    seen, since = -1, time.monotonic()
+    seen, since, told = -1, time.monotonic(), False
     while not ready():
         if team.size == 1:
             raise StoreError(f"{folder} lost files while it was written to: is another process working there?")
         files = sum(1 for _ in folder.glob("*")) if folder.is_dir() else 0
         if files != seen:
             seen, since = files, time.monotonic()
+        elif time.monotonic() - since > HINT and not told:
+            told = True
+            logger.warning(
+                "Process %d of %d waits for the others in %s: no news for %.0f s. If one has ended, start the same "
+                "harvest again with all %d, or with one alone: what is there stays.",
+                team.rank, team.size, folder, HINT, team.size,
+            )  # fmt: skip
         elif time.monotonic() - since > PATIENCE:
             raise StoreError(f"No news from the other processes in {folder} for an hour: run the same harvest again.")
         time.sleep(0.05)

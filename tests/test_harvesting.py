@@ -235,15 +235,22 @@ def test_killed_and_shared_harvests_give_the_same_bytes(root: Path) -> None:
 
 
 def test_two_processes_take_turns(
-    model: HookedWhisper, manifest: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: HookedWhisper,
+    manifest: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What each process does for itself, without starting two: the other one's files are put there before."""
     out = tmp_path / "acts"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(harvesting, "PATIENCE", 0.2)
+    monkeypatch.setattr(harvesting, "PATIENCE", 0.3)
+    monkeypatch.setattr(harvesting, "HINT", 0.01)
     with pytest.raises(StoreError, match="No news from the other processes in .* for an hour: run the same"):
         harvest(model, Corpus.from_manifest(manifest), out=out, **OPTIONS)
+    assert caplog.text.count("Process 0 of 2 waits for the others") == 1
     assert sum((out / f"0000{i}.json").is_file() for i in range(5)) in (2, 3)  # its share, by windows
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(StoreError, match="No news from the other processes"):

@@ -127,9 +127,13 @@ def measured(
 
 
 def report(
-    found: Mapping[str, Mapping[str, Mapping[str, float]]], n_clips: Mapping[str, int], n_rows: int, flags: str
+    found: Mapping[str, Mapping[str, Mapping[str, float]]],
+    n_clips: Mapping[str, int],
+    n_rows: int,
+    flags: str,
+    as_shipped: str,
 ) -> str:
-    """The tables."""
+    """The tables; `as_shipped` says what the shipped SAE is."""
     base = f"all clips, {MIDDLE.rows:,} rows, {MIDDLE.d_sae:,} latents, k {MIDDLE.k}"
     lines = [
         "# More data, steps, latents, active latents", "",
@@ -151,7 +155,7 @@ def report(
         lines += [f"## {title}", "", f"| {title} | {shown} |", "|---" * (1 + 3 * len(parts)) + "|"]
         lines += [f"| {getattr(one, field[title]):,} | {cells(one.name)} |" for one in known] + [""]
     return "\n".join([*lines, "## As shipped", "", f"| | {shown} |", "|---" * (1 + 3 * len(parts)) + "|",
-                      f"| 4,096 latents, k 45, 20 million rows | {cells(SHIPPED)} |"])  # fmt: skip
+                      f"| {as_shipped} | {cells(SHIPPED)} |"])  # fmt: skip
 
 
 def main() -> None:
@@ -180,7 +184,8 @@ def main() -> None:
     options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     flags = f" --clips {options.clips} --of-each {options.of_each}"
     n_clips = {name: len(items) - len(corpus.skipped) for name, (corpus, items) in parts.items()}
-    text = report(found, n_clips, store.n_rows, flags)
+    shipped = saes[SHIPPED].cfg
+    text = report(found, n_clips, store.n_rows, flags, f"{shipped.d_sae:,} latents, k {shipped.k}")
     options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -8,7 +8,8 @@ python tools/ship_sae.py work/run whisper-base/encoder.hook_out
 It learns with 45 active latents first and goes on with 96, which keeps more of what the model goes by. An SAE that has
 the first part behind it may be named as a fourth argument. So may one be trained on with still more of them:
 
-python tools/train_shipped_sae.py prompts voices work whisper-base/encoder.hook_out --k 192 --run faithful
+python tools/train_shipped_sae.py prompts voices work whisper-base/encoder.hook_out --k 256 \
+  --rows 12000000 --run faithful
 
 A tenth of the sentences of the prompts, with their translations, is left out, as `hooked-whisper evaluate --where
 kind=speech --held-out 0.1 --by key` takes it; whole speakers and languages of the voices are left out by the manifest.
@@ -45,7 +46,7 @@ def heard(prompts: Path, voices: Path, work: Path) -> ActivationStore:
     return ActivationStore.join(stores)
 
 
-def train(prompts: Path, voices: Path, work: Path, first: str | None = None, k: int = 96, run: str = "run") -> None:
+def train(prompts: Path, voices: Path, work: Path, first: str | None, k: int, rows: int, run: str) -> None:
     """Trains on all of it, into `work/run`; `first`, an SAE with fewer active latents, spares the first part."""
     store = heard(prompts, voices, work)
     shared: dict[str, Any] = {
@@ -56,7 +57,7 @@ def train(prompts: Path, voices: Path, work: Path, first: str | None = None, k: 
     if first is None:
         train_sae(store, k=45, out=work / "first", total_training_samples=20_000_000, **shared)
         first = str(work / "first")
-    train_sae(store, k=k, start=first, out=work / run, total_training_samples=25_000_000, **shared)
+    train_sae(store, k=k, start=first, out=work / run, total_training_samples=rows, **shared)
 
 
 def main() -> None:
@@ -66,9 +67,10 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("first", nargs="?", help="an SAE to go on from: a shipped one, a folder or a run")
     parser.add_argument("--k", type=int, default=96, help="active latents at the end")
+    parser.add_argument("--rows", type=int, default=25_000_000, help="to train on; those that there are, over again")
     parser.add_argument("--run", default="run", help="folder in work")
     options = parser.parse_args()
-    train(options.prompts, options.voices, options.work, options.first, options.k, options.run)
+    train(options.prompts, options.voices, options.work, options.first, options.k, options.rows, options.run)
 
 
 if __name__ == "__main__":
