@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from hooked_whisper.alignment import Word, align_words
-from hooked_whisper.analysis.labels import Interval, Labels, in_order, plain_word
+from hooked_whisper.analysis.labels import Interval, Labels, plain_word
 from hooked_whisper.audio import SAMPLE_RATE
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.model import HookedWhisper
@@ -60,7 +60,7 @@ def word_labels(
         spoken = _timed(model, loaded, transcripts)
         for (item, audio), words in zip(loaded, spoken, strict=True):
             durations[item.id] = len(audio) / SAMPLE_RATE
-            tiers[item.id] = {"word": _intervals(words, durations[item.id])}
+            tiers[item.id] = {"word": said_in_order(words, durations[item.id])}
     return Labels(tiers, durations)
 
 
@@ -77,7 +77,23 @@ def _timed(model: HookedWhisper, clips: list[tuple[Any, Any]], transcripts: str)
     return [align_words(model, cache, clip) for clip in range(len(clips))]
 
 
-def _intervals(words: Sequence[Word], seconds: float) -> tuple[Interval, ...]:
-    """Words that have letters and last some time; rounded ends are held to the clip's."""
-    found = [Interval(w.start, min(w.end, seconds), plain_word(w.text)) for w in words]
-    return in_order([one for one in found if one.value and one.end > one.start], 0.02)
+def said_in_order(words: Sequence[Word], seconds: float) -> tuple[Interval, ...]:
+    """Words that have letters and last some time, in the order in which they are said.
+
+    Ends are held to the clip's. Where a long clip goes on in its next window, and where times are rounded, a word can
+    begin before the last one ends: then that one ends there.
+    """
+    found: list[Interval] = []
+    for word in words:
+        start, end, value = word.start, min(word.end, seconds), plain_word(word.text)
+        if not value:
+            continue
+        if found and start < found[-1].end:
+            before = found[-1]
+            if start > before.start:
+                found[-1] = Interval(before.start, start, before.value)
+            else:
+                start = before.end
+        if end > start:
+            found.append(Interval(start, end, value))
+    return tuple(found)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hooked_whisper import HookedWhisper
-from hooked_whisper.analysis.word_labels import word_labels
+from hooked_whisper.alignment import Word
+from hooked_whisper.analysis.labels import Labels
+from hooked_whisper.analysis.word_labels import said_in_order, word_labels
 from hooked_whisper.errors import AnalysisError
 from hooked_whisper.saes import Corpus
 from hooked_whisper.saes.corpus_item import CorpusItem
@@ -36,3 +42,28 @@ def test_what_cannot_be_timed(whisper_base: HookedWhisper, corpus: Corpus) -> No
     mute = Corpus([CorpusItem("a", corpus[0].audio)], name="mute")
     with pytest.raises(AnalysisError, match="mute has no clip with a text: transcripts='model' needs none"):
         word_labels(whisper_base, mute, transcripts="corpus")
+
+
+def test_a_word_ends_where_the_next_window_begins_another() -> None:
+    words = [
+        Word("dialed", 51.7, 52.3, [], []),
+        Word(" if", 52.16, 52.64, [], []),
+        Word("?", 52.6, 52.7, [], []),
+        Word(" you", 52.5, 52.8, [], []),
+    ]
+    found = said_in_order(words, 52.7)
+    assert [(one.value, one.start, one.end) for one in found] == [
+        ("dialed", 51.7, 52.16), ("if", 52.16, 52.5), ("you", 52.5, 52.7),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.floats(0, 40), st.floats(0, 3)), max_size=8))
+def test_words_never_overlap(times: list[tuple[float, float]]) -> None:
+    """Whatever times the model gives: labels of them can be made."""
+    words = [Word(f" w{index}", start, start + seconds, [], []) for index, (start, seconds) in enumerate(times)]
+    found = said_in_order(words, 35.0)
+    Labels({"clip": {"word": found}}, {"clip": 35.0})
+    assert all(one.start < one.end <= 35 for one in found)
+    assert all(one.end <= after.start for one, after in itertools.pairwise(found))
+    values = [int(one.value[1:]) for one in found]
+    assert values == sorted(values)
