@@ -49,7 +49,11 @@ def dashboard(
     ] = False,
     steering: Annotated[
         list[str] | None,
-        typer.Option(help="A steering result (JSON) for the page of a latent; repeatable.", metavar="LATENT=FILE"),
+        typer.Option(
+            help="A steering result for the page of a latent, as `steer --out FILE.json` or SteeringResult.to_json() "
+            "gives it; repeatable.",
+            metavar="LATENT=FILE",
+        ),
     ] = None,
     segments: Annotated[int, typer.Option(help="Segments of a page, each of another clip.", min=1)] = 8,
     single: Annotated[

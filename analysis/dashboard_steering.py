@@ -1,7 +1,7 @@
 """Steering results as a dashboard shows them: what each clip's transcript becomes at each dose, controls beside it.
 
 view = SteeringView.of(result)                     # what `steering_experiment` returns
-view = SteeringView.read("steer.json")             # what its `to_json` wrote
+view = SteeringView.read("steer.json")             # what its `to_json` wrote, or `hooked-whisper steer --out`
 """
 
 from __future__ import annotations
@@ -60,18 +60,32 @@ class SteeringView:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> SteeringView:
-        """Of what `SteeringResult.to_json` wrote.
+        """Of what `SteeringResult.to_json` or `hooked-whisper steer --out FILE.json` wrote.
 
         Raises:
             AnalysisError: no such file, or another kind of file.
         """
         try:
             whole = json.loads(Path(path).read_text(encoding="utf-8"))
+            if isinstance(whole, list) and whole:
+                return cls._of_rows(whole)
             return cls._made(whole["about"], whole["notes"], whole["outcomes"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AnalysisError(
-                f"{path} holds no steering result ({error!r}): expected what SteeringResult.to_json() gives."
+                f"{path} holds no steering result ({error!r}): expected what SteeringResult.to_json() or "
+                "hooked-whisper steer --out FILE.json gives."
             ) from error
+
+    @classmethod
+    def _of_rows(cls, rows: Sequence[dict[str, Any]]) -> SteeringView:
+        """Of the table of transcripts that the command writes."""
+        steered = next((one for one in rows if one["version"] == STEERED), {"latents": ""})
+        about = {
+            "latents": " > ".join(steered["latents"].split()),
+            "clips": len({one["clip"] for one in rows}),
+        }
+        notes = ["What a random latent does at the same dose is no finding about this one."]
+        return cls._made(about, notes, [{**one, "condition": one["version"]} for one in rows])
 
     @classmethod
     def _made(cls, about: dict[str, Any], notes: Sequence[str], outcomes: Sequence[dict[str, Any]]) -> SteeringView:

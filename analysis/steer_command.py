@@ -119,6 +119,8 @@ def steer(
         rows = [{**asdict(one), "clip": names[one.clip], "latents": " ".join(map(str, one.latents))} for one in texts]
         write_table(rows, out)
         typer.echo(f"Written: {len(rows):,} transcripts in {out}")
+        if out.suffix == ".json":
+            typer.echo(f"To look at: hooked-whisper dashboard CLIPS --feature {latent} --steering {latent}={out}")
     typer.echo(
         "Next: many clips, a target, every control and intervals: steering_experiment (docs/analysis-steering.md)"
     )

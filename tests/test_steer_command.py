@@ -12,6 +12,7 @@ from short_windows import exact_sae
 from typer.testing import CliRunner
 
 from hooked_whisper import AnalysisError, ConfigError, HookedWhisper, cli
+from hooked_whisper.analysis.dashboard_steering import SteeringView
 from hooked_whisper.analysis.steer_command import spans_of_word, summary
 from hooked_whisper.analysis.steered_transcripts import Steer, SteeredClips, SteeredText, dose_transcripts
 from hooked_whisper.saes import Corpus, load_sae
@@ -54,7 +55,15 @@ def test_several_clips_and_a_word(tmp_path: Path) -> None:
     rows = [{"path": str(clips(code, key="vm-sorry")[0].path), "language": code} for code in ("en", "it")]
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    printed = run(manifest, "--latent", 1, "--magnitude", 8, "--dose", 1, "--word", "Sorry", "--random", 0)
+    out = tmp_path / "steer.json"
+    options = ["--latent", 1, "--magnitude", 8, "--dose", 1, "--word", "Sorry", "--random", 0, "--out", out]
+    printed = run(manifest, *options)
+    assert f"hooked-whisper dashboard CLIPS --feature 1 --steering 1={out}" in printed
+    view = SteeringView.read(out)
+    assert view.doses == [1.0] and view.conditions == ["steered"] and len(view.clips) == 2
+    assert dict(view.about) == {"latents": "1", "clips": "2"}
+    clip = view.clips[0][0]
+    assert view.text(clip, "steered", 1.0) is not None and view.text(clip, "unhooked", 0.0) in printed
     assert "All 2 clips" in printed and "nothing tells this latent from any other" in printed
     table = printed[printed.index("All 2 clips") :].splitlines()
     assert [line.split()[0] for line in table[2:4]] == ["SAE", "steered"]

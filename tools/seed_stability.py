@@ -98,7 +98,7 @@ def main() -> None:
     ]  # fmt: skip
     saes = train_saes(
         store, settings, out=options.work / "seeds", total_training_samples=options.rows,
-        train_batch_size_samples=2048, held_out=0.02, evaluate_every=0, checkpoint_every=400, log="csv",
+        train_batch_size_samples=2048, held_out=0.02, evaluate_every=0, checkpoint_every=400, log="nothing",
     )  # fmt: skip
     model = HookedWhisper.from_pretrained("openai/whisper-base")
     unheard = unheard_rows(model, options.prompts, options.work)

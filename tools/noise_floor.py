@@ -1,0 +1,131 @@
+"""How much a transcript changes when the encoder's output is off by as much as with an SAE, in directions at random.
+
+hooked-whisper prompts prompts
+python tools/noise_floor.py prompts benchmarks/results/noise_floor.md        # a quarter of an hour of a core
+
+In every frame with audio the SAE's error is replaced by one of the same length, or of a part of it, whose direction is
+drawn at random: what then changes is what the model's own unsureness does. On prompts that no shipped SAE has heard,
+each alone in its window, as `hooked-whisper evaluate` takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hooked_whisper import HookedWhisper, __version__
+from hooked_whisper.saes import Corpus, load_sae
+from hooked_whisper.saes.coding import SparseCoder, find_site
+from hooked_whisper.saes.error_rates import TranscriptErrors
+from hooked_whisper.saes.spliced_evaluation import Replacement, Spliced, listen, transcripts
+
+HOOK = "encoder.hook_out"
+PARTS = (1.0, 0.5, 0.25)
+SLACK = 16  # tokens that a changed transcript may have beyond twice the unhooked one's
+BATCH = 4
+
+
+def by_sae(sae: SparseCoder) -> Replacement:
+    """The SAE in the activation's place."""
+    return lambda read, written: sae(read[None])[0]
+
+
+def by_chance(sae: SparseCoder, part: float, generator: torch.Generator) -> Replacement:
+    """The activation, off by `part` of the SAE's error in each frame, in a direction at random."""
+
+    def replace(read: Tensor, written: Tensor) -> Tensor:
+        length = (sae(read[None])[0] - written).norm(dim=-1, keepdim=True)
+        direction = torch.randn(written.shape, generator=generator)
+        return written + part * length * direction / direction.norm(dim=-1, keepdim=True)
+
+    return replace
+
+
+@torch.no_grad()
+def measured(
+    model: HookedWhisper, sae: SparseCoder, corpus: Corpus, seeds: int
+) -> tuple[dict[str, TranscriptErrors], list[str]]:
+    """Transcripts of each version against the unhooked model's and the published text; languages of the clips."""
+    site = find_site(model, sae, HOOK)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    ways = {"SAE": by_sae(sae)}
+    for part in PARTS:
+        for seed in range(seeds):
+            ways[f"{part:g} of its length, seed {seed}"] = by_chance(sae, part, torch.Generator().manual_seed(seed))
+    found = {name: TranscriptErrors() for name in ways}
+    languages: list[str] = []
+    items = list(corpus)
+    for at in tqdm(range(0, len(items), BATCH), unit="batch"):
+        part = items[at : at + BATCH]
+        sounds = [corpus.load(item) for item in part]
+        batch = listen(model, [s for s in sounds if s is not None], [item.language for item in part], site)
+        own = transcripts(model, batch.encoder_out, batch.languages)
+        languages += [str(code) for code in batch.languages]
+        for name, way in ways.items():
+            spliced = Spliced(model, site, [way] * len(part), batch, False)
+            now = spliced.transcripts([2 * len(text) + SLACK for text in own])
+            for item, before, after, code in zip(part, own, now, batch.languages, strict=True):
+                texts = [str(tokenizer.to_string(text, skip_special_tokens=True)).strip() for text in (before, after)]
+                found[name].add(*texts, item.text, clip=item.id, language=code, tokenizer=tokenizer)
+    return found, languages
+
+
+def report(head: str, found: dict[str, TranscriptErrors], languages: Sequence[str]) -> str:
+    """Two tables: words that differ, and the change of the word error rate."""
+    groups = {"all": list(range(len(languages)))}
+    groups |= {code: [i for i, own in enumerate(languages) if own == code] for code in sorted(set(languages))}
+    lines = ["# How far transcripts move by themselves", "", head, ""]
+    for title, figure in (
+        ("Words that differ from the unhooked model's, %", "wer_to_unhooked"),
+        ("Change of the word error rate against the published text, points", "wer_change"),
+    ):
+        lines += [f"## {title}", "", f"| error | {' | '.join(groups)} |", "|---" * (1 + len(groups)) + "|"]
+        for name, errors in found.items():
+            cells = []
+            for clips in groups.values():
+                one = getattr(errors.result(clips), figure)
+                cells.append(f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("prompts", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--sae", default="whisper-base/encoder.hook_out", help="a shipped SAE, a folder or a run")
+    parser.add_argument("--seeds", type=int, default=2, help="directions at random, of each length")
+    parser.add_argument("--clips", type=int, help="so many at most")
+    options = parser.parse_args()
+    model = HookedWhisper.from_pretrained("openai/whisper-base")
+    sae = load_sae(options.sae).to(dtype=torch.float32)
+    corpus = Corpus.from_manifest(options.prompts / "manifest.jsonl").where(kind="speech").split(0.1, by="key")[1]
+    if options.clips is not None:
+        corpus = corpus.where(id=[item.id for item in corpus][: options.clips])
+    found, languages = measured(model, sae, corpus, options.seeds)
+    flags = "".join(
+        f" --{name} {getattr(options, name)}"
+        for name in ("sae", "seeds", "clips")
+        if getattr(options, name) != parser.get_default(name)
+    )
+    head = (
+        f"Written by `python tools/noise_floor.py prompts OUT{flags}`: hooked-whisper {__version__}, torch "
+        f"{torch.__version__}. {len(languages)} prompts that were held out. In each frame with audio the activation is "
+        "replaced by the SAE's reconstruction, or moved by as much as that is off, or a part of it, in a direction at "
+        "random. Brackets: 95 % intervals over resampled clips."
+    )
+    text = report(head, found, languages)
+    options.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
