@@ -63,7 +63,7 @@ def dashboard(
     language: Languages = None,
     where: Clauses = None,
     store: Annotated[
-        Path | None, typer.Option(help="Keep activations in this folder, or take them from there (see harvest).")
+        Path | None, typer.Option(help="Keep activations in this folder, and words beside it, or take them from there.")
     ] = None,
     model: ModelOfSae = None,
     hook: HookOfSae = None,
@@ -90,7 +90,7 @@ def dashboard(
     with ExitStack() as stack:
         folder = store or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "acts"
         codes = read_codes(whisper, coder, hook, corpus, folder, packing="windows", batch_size=batch_size)
-    found = read_sources(whisper, corpus, codes, labels or [], batch_size)
+    found = read_sources(whisper, corpus, codes, labels or [], batch_size, store)
     bars = sys.stderr.isatty()
     scores = None if found.table is None else score_features(codes, found.table, by=by, progress=bars)
     chosen = list(dict.fromkeys(feature)) if feature else None

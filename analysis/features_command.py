@@ -76,7 +76,7 @@ def features(
     language: Languages = None,
     where: Clauses = None,
     store: Annotated[
-        Path | None, typer.Option(help="Keep activations in this folder, or take them from there (see harvest).")
+        Path | None, typer.Option(help="Keep activations in this folder, and words beside it, or take them from there.")
     ] = None,
     packing: Annotated[str, typer.Option(help="none, or windows: several clips in a 30 s window, faster.")] = "none",
     model: ModelOfSae = None,
@@ -110,7 +110,7 @@ def features(
         f"clip{'s' * (len(codes.clips) > 1)}, {codes.acts.nnz / max(codes.n_rows, 1):.1f} active a frame"
     )
     heard = [*(labels or []), *([WORDS] if word and WORDS not in (labels or []) else [])]
-    found = read_sources(whisper, corpus, codes, heard, batch_size)
+    found = read_sources(whisper, corpus, codes, heard, batch_size, store)
     of = " ".join([*(clips or []), *([] if sae == DEFAULT_SAE else ["--sae", sae])])
     again = f"Next: hooked-whisper features {of} --latent"
     if latent:
@@ -220,9 +220,16 @@ class Sources:
 
 
 def read_sources(
-    model: HookedWhisper, corpus: Corpus | None, codes: FeatureCodes, names: Sequence[str], batch_size: int = 8
+    model: HookedWhisper,
+    corpus: Corpus | None,
+    codes: FeatureCodes,
+    names: Sequence[str],
+    batch_size: int = 8,
+    store: Path | None = None,
 ) -> Sources:
     """Labels from files, from the model, from the sound and from the clips' columns, as `--labels` names them.
+
+    Words are kept beside `store`, the folder of the activations, if there is one.
 
     Raises:
         ConfigError: a name that is neither a file nor a source nor a column; a source that needs clips, or a tier that
@@ -242,7 +249,10 @@ def read_sources(
         elif name in (WORDS, SOUND):
             if corpus is None:
                 raise ConfigError(f"--labels {name} listens to the clips: name them, too.")
-            heard = word_labels(model, corpus, batch_size=batch_size) if name == WORDS else sound_labels(corpus)
+            kept = None if store is None else store.with_name(f"{store.name}.words.jsonl")
+            heard = (
+                word_labels(model, corpus, batch_size=batch_size, out=kept) if name == WORDS else sound_labels(corpus)
+            )
             found = found.merge(heard)
         elif name not in DERIVED and name in codes.columns:
             columns.append(name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from hooked_whisper import HookedWhisper
 from hooked_whisper.alignment import Word
+from hooked_whisper.analysis import word_labels as word_label_module
 from hooked_whisper.analysis.labels import Labels
 from hooked_whisper.analysis.word_labels import said_in_order, word_labels
 from hooked_whisper.errors import AnalysisError
@@ -67,3 +71,42 @@ def test_words_never_overlap(times: list[tuple[float, float]]) -> None:
     assert all(one.end <= after.start for one, after in itertools.pairwise(found))
     values = [int(one.value[1:]) for one in found]
     assert values == sorted(values)
+
+
+def test_words_are_kept_as_they_come(
+    shared_short_whisper_base: HookedWhisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = shared_short_whisper_base, tmp_path / "kept" / "words.jsonl"
+    spoken = [clips(language, key="vm-sorry")[0] for language in ("en", "it", "fr")]
+    three = Corpus.from_clips(spoken)
+    heard = word_labels(model, three, batch_size=2, progress=False)
+    timed = word_label_module._timed
+
+    def breaks(model: HookedWhisper, group: list[Any], transcripts: str) -> list[list[Word]]:
+        if len(group) == 1:
+            raise KeyboardInterrupt
+        return timed(model, group, transcripts)
+
+    monkeypatch.setattr(word_label_module, "_timed", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        word_labels(model, three, batch_size=2, out=out, progress=False)
+    with out.open("a") as file:
+        file.write('{"clip": "torn')
+    asked: list[int] = []
+    monkeypatch.setattr(
+        word_label_module, "_timed", lambda model, group, how: asked.append(len(group)) or timed(model, group, how)
+    )
+    assert word_labels(model, three, batch_size=2, out=out, progress=False) == heard and asked == [1]
+    assert word_labels(model, Corpus.from_clips(spoken[1:]), out=out, progress=False).clips == heard.clips[1:]
+    assert asked == [1]
+    other = [replace(three[0], language="it"), CorpusItem(three[1].id, three[1].load())]  # what is told of them changed
+    word_labels(model, Corpus(other, name="other"), out=out, progress=False)
+    assert asked == [1, 2]
+    with pytest.raises(AnalysisError, match="its what is words of model, this one's words of corpus"):
+        word_labels(model, three, transcripts="corpus", out=out)
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join([*lines[:2], '{"clip": "a", "seconds": "x"}']) + "\n")
+    with pytest.raises(
+        AnalysisError, match=r"line 3 of .*words\.jsonl is damaged: delete it, and its clip is heard again"
+    ):
+        word_labels(model, three, out=out)
