@@ -66,8 +66,8 @@ class SteeringView:
             AnalysisError: no such file, or another kind of file.
         """
         try:
-            whole = json.loads(Path(path).read_text(encoding="utf-8"))
-            if isinstance(whole, list) and whole:
+            whole: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+            if whole and isinstance(whole, list):
                 return cls._of_rows(whole)
             return cls._made(whole["about"], whole["notes"], whole["outcomes"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

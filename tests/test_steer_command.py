@@ -63,7 +63,7 @@ def test_several_clips_and_a_word(tmp_path: Path) -> None:
     assert view.doses == [1.0] and view.conditions == ["steered"] and len(view.clips) == 2
     assert dict(view.about) == {"latents": "1", "clips": "2"}
     clip = view.clips[0][0]
-    assert view.text(clip, "steered", 1.0) is not None and view.text(clip, "unhooked", 0.0) in printed
+    assert view.text(clip, "steered", 1.0) is not None and str(view.text(clip, "unhooked", 0.0)) in printed
     assert "All 2 clips" in printed and "nothing tells this latent from any other" in printed
     table = printed[printed.index("All 2 clips") :].splitlines()
     assert [line.split()[0] for line in table[2:4]] == ["SAE", "steered"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.saes import Corpus, load_sae
-from hooked_whisper.saes.coding import SparseCoder, find_site
+from hooked_whisper.saes.coding import SparseCoder, find_site, reconstruct
 from hooked_whisper.saes.error_rates import TranscriptErrors
 from hooked_whisper.saes.spliced_evaluation import Replacement, Spliced, listen, transcripts
 
@@ -32,14 +32,14 @@ BATCH = 4
 
 def by_sae(sae: SparseCoder) -> Replacement:
     """The SAE in the activation's place."""
-    return lambda read, written: sae(read[None])[0]
+    return lambda read, written: reconstruct(sae, read)
 
 
 def by_chance(sae: SparseCoder, part: float, generator: torch.Generator) -> Replacement:
     """The activation, off by `part` of the SAE's error in each frame, in a direction at random."""
 
     def replace(read: Tensor, written: Tensor) -> Tensor:
-        length = (sae(read[None])[0] - written).norm(dim=-1, keepdim=True)
+        length = (reconstruct(sae, read) - written).norm(dim=-1, keepdim=True)
         direction = torch.randn(written.shape, generator=generator)
         return written + part * length * direction / direction.norm(dim=-1, keepdim=True)
 
@@ -72,7 +72,7 @@ def measured(
             now = spliced.transcripts([2 * len(text) + SLACK for text in own])
             for item, before, after, code in zip(part, own, now, batch.languages, strict=True):
                 texts = [str(tokenizer.to_string(text, skip_special_tokens=True)).strip() for text in (before, after)]
-                found[name].add(*texts, item.text, clip=item.id, language=code, tokenizer=tokenizer)
+                found[name].add(texts[0], texts[1], item.text, clip=item.id, language=code, tokenizer=tokenizer)
     return found, languages
 
 

@@ -103,7 +103,7 @@ def main() -> None:
     model = HookedWhisper.from_pretrained("openai/whisper-base")
     unheard = unheard_rows(model, options.prompts, options.work)
     fvu = {
-        name: evaluate_sae(model, sae, unheard, splice=False).overall.reconstruction.fvu.value
+        name: evaluate_sae(model, sae, unheard, splice=False).overall.reconstruction.fvu.value or 0.0
         for name, sae in saes.items()
     }
     flags = "".join(

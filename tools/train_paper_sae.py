@@ -3,7 +3,8 @@
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
 python tools/train_paper_sae.py prompts voices work
-hooked-whisper evaluate work/paper --corpus prompts/manifest.jsonl --where kind=speech --held-out 0.1 --by key
+hooked-whisper evaluate work/paper --corpus prompts/manifest.jsonl --where kind=speech --held-out 0.1 --by key \
+  --no-transcribe
 
 Trained on what the shipped SAEs are (tools/train_shipped_sae.py; `work` may be the same), with the same clips held out.
 examples/paper/full_size.yaml is the same at full size. Stopped and called again, it goes on.
