@@ -82,7 +82,9 @@ def word_labels(
 
 
 def _about(model: HookedWhisper, transcripts: str) -> dict[str, str]:
-    return {"what": f"words of {transcripts}", "fingerprint": weights_fingerprint(model)}
+    # What it hears depends on the SAEs that are attached, too.
+    saes = [f"{hook} {weights_fingerprint(sae)}" for hook, sae in model.acts_to_saes.items()]
+    return {"what": f"words of {transcripts}", "fingerprint": " ".join([weights_fingerprint(model), *saes])}
 
 
 class WordLog(SweepLog):

@@ -22,11 +22,11 @@ from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.saes import Corpus, load_sae
 from hooked_whisper.saes.coding import SparseCoder, find_site, reconstruct
 from hooked_whisper.saes.error_rates import TranscriptErrors
+from hooked_whisper.saes.evaluation_passes import SLACK
 from hooked_whisper.saes.spliced_evaluation import Replacement, Spliced, listen, transcripts
 
 HOOK = "encoder.hook_out"
 PARTS = (1.0, 0.5, 0.25)
-SLACK = 16  # tokens that a changed transcript may have beyond twice the unhooked one's
 BATCH = 4
 
 
@@ -63,8 +63,7 @@ def measured(
     items = list(corpus)
     for at in tqdm(range(0, len(items), BATCH), unit="batch"):
         part = items[at : at + BATCH]
-        sounds = [corpus.load(item) for item in part]
-        batch = listen(model, [s for s in sounds if s is not None], [item.language for item in part], site)
+        batch = listen(model, [item.load() for item in part], [item.language for item in part], site)
         own = transcripts(model, batch.encoder_out, batch.languages)
         languages += [str(code) for code in batch.languages]
         for name, way in ways.items():

@@ -11,6 +11,7 @@ of them heard. A seed decides where weights start; rows come in the same order f
 from __future__ import annotations
 
 import argparse
+import copy
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from train_shipped_sae import HOOK, heard
 
 from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.saes import ActivationStore, Corpus, evaluate_sae, harvest, train_saes
+from hooked_whisper.saes.estimates import Estimate
 from hooked_whisper.saes.stability import SaeMatch, match_saes
 from hooked_whisper.saes.training import SaeSettings
 
@@ -40,25 +42,22 @@ def unheard_rows(model: HookedWhisper, prompts: Path, work: Path) -> ActivationS
 
 
 @torch.no_grad()
-def moved(sae: Any) -> torch.Tensor:
-    """Puts the coordinates of the decoder's directions in another order; returns what they were."""
-    kept = sae.W_dec.clone()
-    sae.W_dec.copy_(kept[:, torch.randperm(kept.shape[1], generator=torch.Generator().manual_seed(0))])
-    return kept
+def moved(sae: Any) -> Any:
+    """A copy with the coordinates of the decoder's directions in another order."""
+    other = copy.deepcopy(sae)
+    order = torch.randperm(sae.W_dec.shape[1], generator=torch.Generator().manual_seed(0))
+    other.W_dec.copy_(sae.W_dec[:, order])
+    return other
 
 
 def compared(saes: dict[str, Any], rows: torch.Tensor) -> tuple[dict[str, SaeMatch], SaeMatch]:
     """Every two of the SAEs, and the first two once more with the second's directions moved."""
     pairs = {f"{a} and {b}": match_saes(saes[a], saes[b], rows) for a, b in combinations(saes, 2)}
     first, second, *_ = saes.values()
-    kept = moved(second)
-    chance = match_saes(first, second)
-    with torch.no_grad():
-        second.W_dec.copy_(kept)
-    return pairs, chance
+    return pairs, match_saes(first, moved(second))
 
 
-def report(command: str, fvu: dict[str, float], pairs: dict[str, SaeMatch], chance: SaeMatch) -> str:
+def report(command: str, fvu: dict[str, Estimate], pairs: dict[str, SaeMatch], chance: SaeMatch) -> str:
     """The table."""
     summaries = [match.summary().to_dict() for match in pairs.values()]
     alive = ", ".join(f"{one['n_alive_a']:,}" for one in summaries)
@@ -67,7 +66,7 @@ def report(command: str, fvu: dict[str, float], pairs: dict[str, SaeMatch], chan
         f"Written by `{command}`: hooked-whisper {__version__}, torch {torch.__version__}. Compared on "
         f"{summaries[0]['n_rows']:,} frames of prompts that none of them heard; over the latents that fire on them "
         f"({alive} of the first of each pair). FVU on these frames: "
-        f"{', '.join(f'{value:.3f} ({name})' for name, value in fvu.items())}.", "",
+        f"{', '.join(f'{value.value:.3f} ({name})' for name, value in fvu.items())}.", "",
         f"| | {' | '.join(pairs)} | by chance |", "|---" * (2 + len(pairs)) + "|",
     ]  # fmt: skip
     by_chance = chance.summary().to_dict()
@@ -75,7 +74,13 @@ def report(command: str, fvu: dict[str, float], pairs: dict[str, SaeMatch], chan
         direction_only = "IoU" not in title
         cells = [f"{one[name]:.3f}" for one in summaries]
         lines.append(f"| {title} | {' | '.join(cells)} | {f'{by_chance[name]:.3f}' if direction_only else ''} |")
-    return "\n".join([*lines, "", "By chance: the directions of the second with their coordinates in another order."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "By chance: the directions of the second with their coordinates in another order, over all latents.",
+        ]
+    )
 
 
 def main() -> None:
@@ -88,6 +93,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=45)
     parser.add_argument("--rows", type=int, default=5_000_000, help="to train on; those that there are, over again")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: expected at least two, to compare")
     store = heard(options.prompts, options.voices, options.work)
     settings = [
         SaeSettings(
@@ -103,8 +110,7 @@ def main() -> None:
     model = HookedWhisper.from_pretrained("openai/whisper-base")
     unheard = unheard_rows(model, options.prompts, options.work)
     fvu = {
-        name: evaluate_sae(model, sae, unheard, splice=False).overall.reconstruction.fvu.value or 0.0
-        for name, sae in saes.items()
+        name: evaluate_sae(model, sae, unheard, splice=False).overall.reconstruction.fvu for name, sae in saes.items()
     }
     flags = "".join(
         f" --{name} {getattr(options, name)}"
