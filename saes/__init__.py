@@ -27,6 +27,8 @@ _EXPORTS = {
     "train_saes": "training",
     "evaluate_sae": "evaluation",
     "finetune_sae": "finetuning",
+    "measure_sensitivity": "sensitivity",
+    "Sensitivity": "sensitivity",
     "ensemble_saes": "ensembles",
     "load_sae": "hub",
     "publish_sae": "hub",
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from hooked_whisper.saes.importers import import_audiosae as import_audiosae
     from hooked_whisper.saes.importers import import_freud as import_freud
     from hooked_whisper.saes.prompts import fetch_prompts as fetch_prompts
+    from hooked_whisper.saes.sensitivity import Sensitivity as Sensitivity
+    from hooked_whisper.saes.sensitivity import measure_sensitivity as measure_sensitivity
     from hooked_whisper.saes.source import ActivationSource as ActivationSource
     from hooked_whisper.saes.store import ActivationStore as ActivationStore
     from hooked_whisper.saes.training import train_sae as train_sae

@@ -85,7 +85,7 @@ def find_site(model: HookedWhisper, sae: SparseCoder, hook: str | None = None) -
         if name not in model.hook_dict:
             near = did_you_mean(name, model.hook_dict)
             raise SaeError(f"This SAE belongs at {name!r}, which {model.cfg.model_name} does not have.{near}")
-    positions = {_positions(name) for name in (read, write)}
+    positions = {hook_positions(name) for name in (read, write)}
     if len(positions) > 1:
         raise SaeError(f"{read!r} and {write!r} run over different positions ({', '.join(sorted(positions))}).")
     width = hook_width(model, read)
@@ -118,7 +118,12 @@ def is_transcoder(sae: SparseCoder) -> bool:
     return "transcoder" in sae.cfg.architecture()
 
 
-def _positions(hook: str) -> str:
+def hook_positions(hook: str) -> str:
+    """What rows of `hook` run over, as in `Site`.
+
+    Raises:
+        SaeError: it has none.
+    """
     names = axes(hook)
     if len(names) < 3 or names[0] != "batch" or names[1] not in _POSITION_AXES:
         raise SaeError(f"{hook!r} has axes {', '.join(names)}: an SAE needs [batch, position, ...].")

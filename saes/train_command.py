@@ -17,10 +17,11 @@ _WHOLE = (
     "lr_decay_steps", "n_restart_cycles", "dead_feature_window", "feature_sampling_window", "n_init_rows", "seed",
     "evaluate_every", "evaluation_rows", "checkpoint_every", "keep_checkpoints", "log_every",
 )  # fmt: skip
-_NUMBER = ("k", "k_start", "lr", "lr_end", "adam_beta1", "adam_beta2", "held_out")
+_NUMBER = ("k", "sensitivity_share", "k_start", "lr", "lr_end", "adam_beta1", "adam_beta2", "held_out")
 _OF_ONE_SAE = (
     "hook", "hook_out", "d_sae", "architecture", "k", "k_start", "k_anneal_steps", "sparse", "name", "seed",
-    "start", "dtype", "normalize_activations", "b_dec_init_method", "latents_init_method", "lr", "lr_end",
+    "start", "sensitivity", "sensitivity_share",
+    "dtype", "normalize_activations", "b_dec_init_method", "latents_init_method", "lr", "lr_end",
     "lr_scheduler_name", "lr_warm_up_steps", "lr_decay_steps", "n_restart_cycles", "adam_beta1", "adam_beta2",
     "dead_feature_window", "feature_sampling_window",
 )  # fmt: skip
@@ -54,6 +55,9 @@ def train(
     start: Annotated[
         str | None, typer.Option(help="An SAE to go on from: a folder, a shipped one's name, a hub repository.")
     ] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(help="What `Sensitivity.save` wrote: errors count by what predictions depend on.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; the best there is if left out.")] = None,
     autocast: Annotated[bool | None, typer.Option(help="Products in bfloat16.")] = None,
     log: Annotated[
@@ -72,7 +76,8 @@ def train(
     flags = {
         "store": None if not stores else [str(path) for path in stores], "out": out, "hook": hook, "k": k,
         "architecture": architecture, "d_sae": d_sae, "total_training_samples": rows, "lr": lr, "seed": seed,
-        "start": start, "train_batch_size_samples": batch_size, "held_out": held_out, "held_out_by": by,
+        "start": start, "sensitivity": None if sensitivity is None else str(sensitivity),
+        "train_batch_size_samples": batch_size, "held_out": held_out, "held_out_by": by,
         "device": device, "autocast": autocast, "log": log or None,
     }  # fmt: skip
     asked |= {name: value for name, value in flags.items() if value is not None}

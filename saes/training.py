@@ -25,6 +25,7 @@ from hooked_whisper import __version__
 from hooked_whisper.errors import SaeError
 from hooked_whisper.saes.denormals import flushed_denormals
 from hooked_whisper.saes.saelens import import_saelens
+from hooked_whisper.saes.sensitivity import Sensitivity
 from hooked_whisper.saes.source import ActivationSource
 from hooked_whisper.saes.training_checks import check, check_device
 from hooked_whisper.saes.training_data import first_rows, joint_batches, split
@@ -41,7 +42,7 @@ from hooked_whisper.saes.training_settings import (
     SaeSettings,
     Scheduler,
 )
-from hooked_whisper.saes.training_start import Start, find_start
+from hooked_whisper.saes.training_start import Start, find_sensitivity, find_start
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -82,6 +83,8 @@ def train_sae(
     device: str | None = None,
     seed: int = 0,
     start: str | os.PathLike[str] | None = None,
+    sensitivity: str | os.PathLike[str] | None = None,
+    sensitivity_share: float = 0.7,
     held_out: float | ActivationSource | None = 0.1,
     held_out_by: str = "clip",
     evaluate_every: int = 500,
@@ -131,6 +134,13 @@ def train_sae(
         seed: fixes weights and order of the rows.
         start: an SAE to go on from, as `load_sae` takes its name: a folder, a shipped one, a hub repository. It must
             have the same sizes and kind of weights; k and all else may differ.
+        sensitivity: a file that `Sensitivity.save` wrote, of the hook and the model: errors then count by how much
+            predictions depend on the direction that they lie in (`measure_sensitivity`). Rows are multiplied by the
+            root of it, brought to a mean length of sqrt(d_in), and it is folded into the weights before they are saved.
+            Decoder rows are then of different lengths. The loss and `fvu` of log.csv are of rows so multiplied;
+            held-out figures are not.
+        sensitivity_share: how far: 0 counts all directions alike, towards 1 as the model reads them, at the cost of
+            those that it does not.
         held_out: the part of the clips to evaluate on instead of training on them, a source of other rows, or None.
         held_out_by: what must not be on both sides: "clip", or a column of the store, such as "key" or "speaker".
         evaluate_every, checkpoint_every, log_every: in steps; 0 for never.
@@ -150,6 +160,7 @@ def train_sae(
         hook=hook, d_sae=d_sae, architecture=architecture, k=k, k_start=k_start, k_anneal_steps=k_anneal_steps,
         hook_out=hook_out, sparse=sparse,
         name=Path(out).name or "sae", seed=seed, start=None if start is None else os.fspath(start),
+        sensitivity=None if sensitivity is None else os.fspath(sensitivity), sensitivity_share=sensitivity_share,
         dtype=dtype, normalize_activations=normalize_activations,
         b_dec_init_method=b_dec_init_method, latents_init_method=latents_init_method, lr=lr, lr_end=lr_end,
         lr_scheduler_name=lr_scheduler_name, lr_warm_up_steps=lr_warm_up_steps, lr_decay_steps=lr_decay_steps,
@@ -249,14 +260,18 @@ def _train(
         _check_held_out(saes, evaluate_on)
         widths = [[train_on.width(hook) for hook in one.hooks] for one in saes]
         starts = [find_start(one, of_hooks) for one, of_hooks in zip(saes, widths, strict=True)]
-        records = [_record(one, run, train_on, evaluate_on, start) for one, start in zip(saes, starts, strict=True)]
+        metrics = [find_sensitivity(one, of_hooks, train_on) for one, of_hooks in zip(saes, widths, strict=True)]
+        records = [
+            _record(one, run, train_on, evaluate_on, start, metric)
+            for one, start, metric in zip(saes, starts, metrics, strict=True)
+        ]
         homes = [RunFolder(folder) for folder in folders]
         finished = [home.check(record, resume=resume) for home, record in zip(homes, records, strict=True)]
         if all(finished):
             return [load_trained(home, run.device) for home in homes]
         runs = [
-            TrainingRun(one, run, of_hooks, _metadata(one, train_on), home, team, start)
-            for one, of_hooks, home, start in zip(saes, widths, homes, starts, strict=True)
+            TrainingRun(one, run, of_hooks, _metadata(one, train_on), home, team, start, metric)
+            for one, of_hooks, home, start, metric in zip(saes, widths, homes, starts, metrics, strict=True)
         ]
         team.wait()  # until all have looked
         if team.is_first:
@@ -395,13 +410,18 @@ def _record(
     train_on: ActivationSource,
     held_out: ActivationSource | None,
     start: Start | None,
+    metric: Sensitivity | None,
 ) -> dict[str, Any]:
     """What training.json says before the first step: all that decides the result, and where it comes from."""
+    left_out = ("name",) if metric is not None else ("name", "sensitivity", "sensitivity_share")
     deciding = ("total_training_samples", "train_batch_size_samples", "seed", "n_init_rows", "autocast")
     return {
         "format": 1,
-        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "name"}
-        | {"start": None if start is None else start.describe()},
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name not in left_out}
+        | {
+            "start": None if start is None else start.describe(),
+        }
+        | ({} if metric is None else {"sensitivity": {"file": settings.sensitivity, "sha256": metric.sha256()}}),
         "run": {name: getattr(run, name) for name in deciding},
         "source": train_on.describe(),
         "held_out": None if held_out is None else held_out.describe(),

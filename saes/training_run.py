@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from hooked_whisper.errors import SaeError
 from hooked_whisper.saes.saelens import import_saelens
+from hooked_whisper.saes.sensitivity import Sensitivity
 from hooked_whisper.saes.training_checks import config_class
 from hooked_whisper.saes.training_data import geometric_median, norm_scale
 from hooked_whisper.saes.training_evaluation import Figures, measure, threshold_for
@@ -83,6 +85,7 @@ class TrainingRun:
     def __init__(
         self, settings: SaeSettings, run: RunSettings, widths: Sequence[int], metadata: Mapping[str, Any],
         folder: RunFolder, team: Team, start: Start | None = None,
+        metric: Sensitivity | None = None,
     ) -> None:  # fmt: skip
         sae_lens = import_saelens()
         self.settings = settings
@@ -91,6 +94,7 @@ class TrainingRun:
         self.team = team
         self.seconds = 0.0
         self.start = start
+        self.metric = metric
         self.sae = build_sae(settings, widths, metadata).to(run.device)
         if start is not None:
             start.check(self.sae)  # before anything is written
@@ -119,13 +123,16 @@ class TrainingRun:
 
     def _initialise(self, rows: Float[Tensor, "row width"]) -> None:
         scaler = self.trainer.activation_scaler
-        if self.settings.normalize_activations == "expected_average_only_in":
+        if self.metric is not None:
+            scaler.whitening = _whitening(*self.metric.root(self.settings.sensitivity_share), rows)
+        elif self.settings.normalize_activations == "expected_average_only_in":
             scaler.scaling_factor = norm_scale(rows)
         elif self.settings.normalize_activations == "covariance_whitening":
             scaler.estimate_whitening(rows.shape[1], iter([rows]), n_batches_for_norm_estimate=1)
         if self.start is not None:
             factor = scaler.scaling_factor
-            self.start.put_into(self.sae, 1.0 if factor is None else float(factor))
+            matrix = None if scaler.whitening is None else scaler.whitening.matrix.cpu()
+            self.start.put_into(self.sae, 1.0 if factor is None else float(factor), matrix)
             return
         method = self.settings.b_dec_init_method
         if method != "zeros" and self.settings.normalize_activations != "layer_norm":
@@ -292,6 +299,13 @@ class TrainingRun:
                 unwhitening_matrix=whitening.inverse_matrix,
             )
         scaler.scaling_factor = scaler.whitening = None
+
+
+def _whitening(root: Tensor, inverse: Tensor, rows: Float[Tensor, "row width"]) -> Any:
+    """SAELens's form of rows that are multiplied by a root, and brought to a mean length of the root of their width."""
+    whitening = import_module("sae_lens.training.activation_scaler").ActivationWhitening
+    scale = norm_scale((rows.double().cpu() @ root).float())
+    return whitening(mean=torch.zeros(len(root), dtype=root.dtype), matrix=scale * root, inverse_matrix=inverse / scale)
 
 
 def load_trained(folder: RunFolder, device: str) -> Any:

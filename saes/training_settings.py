@@ -75,6 +75,8 @@ class SaeSettings:
         seed: of the weights at the start.
         start: an SAE whose weights it starts from instead, as `load_sae` takes its name: a folder, a shipped one, a
             hub repository.
+        sensitivity: a file that `Sensitivity.save` wrote: errors count by what the model's predictions depend on.
+        sensitivity_share: how far: 0 counts all directions alike, 1 as the model reads them.
         dtype: of the weights.
         normalize_activations: SAELens's; "expected_average_only_in" and "covariance_whitening" are folded into the
             weights before they are saved.
@@ -100,6 +102,8 @@ class SaeSettings:
     name: str | None = None
     seed: int = 0
     start: str | None = None
+    sensitivity: str | None = None
+    sensitivity_share: float = 0.7
     dtype: str = "float32"
     normalize_activations: str = "none"
     b_dec_init_method: str = "mean"

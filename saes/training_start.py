@@ -7,8 +7,8 @@ scaled. Where both reconstruct alike, one's weights follow from the other's by t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from hooked_whisper.errors import SaeError
 from hooked_whisper.saes.hub import load_sae
+from hooked_whisper.saes.sensitivity import Sensitivity
+from hooked_whisper.saes.source import ActivationSource
 from hooked_whisper.saes.training_settings import SaeSettings
 
 # How a weight changes where rows are multiplied by `rows`, and latents count in units `latents` times as small.
@@ -46,13 +48,16 @@ class Start:
         self._for(sae, 1.0)
 
     @torch.no_grad()
-    def put_into(self, sae: Any, scale: float) -> None:
-        """Sets the weights of an SAE in training, which reads rows that are multiplied by `scale`.
+    def put_into(self, sae: Any, scale: float, matrix: Tensor | None = None) -> None:
+        """Sets the weights of an SAE in training, which reads rows that are multiplied by `scale`, or by `matrix`.
+
+        Latents are then chosen by what they add to rows so multiplied, where an SAE chooses by that.
 
         Raises:
             SaeError: as `check`.
         """
-        found = self._for(sae, scale)
+        start = self if matrix is None else replace(self, weights=_multiplied(self.weights, matrix))
+        found = start._for(sae, scale)
         for name, there in (*sae.named_parameters(), *sae.named_buffers()):
             if name in found:
                 there.copy_(found[name].to(there))
@@ -77,6 +82,15 @@ class Start:
         return found
 
 
+def _multiplied(weights: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+    """Weights for rows that are multiplied by a matrix, [width width]."""
+    found = {name: weight.double() for name, weight in weights.items()}
+    found["W_enc"] = torch.linalg.solve(matrix, found["W_enc"])
+    found["W_dec"] = found["W_dec"] @ matrix
+    found["b_dec"] = found["b_dec"] @ matrix
+    return {name: weight.float() for name, weight in found.items()}
+
+
 def _scaled(name: str, weight: Tensor, rows: float, latents: float) -> Tensor:
     if name == "W_enc":
         return weight * (latents / rows)
@@ -89,6 +103,30 @@ def _scaled(name: str, weight: Tensor, rows: float, latents: float) -> Tensor:
     if name in _AS_IT_IS:
         return weight
     raise SaeError(f"Training cannot start from an SAE with a weight {name!r}, which it does not know.")
+
+
+def find_sensitivity(settings: SaeSettings, widths: Sequence[int], source: ActivationSource) -> Sensitivity | None:
+    """What `settings.sensitivity` names; None where it names nothing.
+
+    Raises:
+        SaeError: no such file, one of another hook or model, or settings that it does not go with.
+    """
+    if settings.sensitivity is None:
+        return None
+    if settings.hook_out is not None or settings.architecture == "matching_pursuit":
+        raise SaeError(
+            f"sensitivity= multiplies rows before and after, and {settings.architecture!r} has one matrix for both or "
+            "two hooks: leave it out, or choose another architecture."
+        )
+    if settings.normalize_activations != "none":
+        raise SaeError(
+            f"sensitivity= has a scale of its own, and normalize_activations={settings.normalize_activations!r} is "
+            "another: leave that at 'none'."
+        )
+    found = Sensitivity.load(settings.sensitivity)
+    found.check(settings.hook, widths[0], source.describe().get("weights_sha256"))
+    found.root(settings.sensitivity_share)  # refuses a share that is none
+    return found
 
 
 def find_start(settings: SaeSettings, widths: Sequence[int]) -> Start | None:
