@@ -43,7 +43,7 @@ _FORMAT = "hooked-whisper sensitivity 1"
 _COUNTS = ("n_clips", "n_tokens", "n_rows")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class Sensitivity:
     """What predictions depend on at a hook.
 
@@ -78,7 +78,7 @@ class Sensitivity:
 
         Where rows that are near each other are off alike, as those of an SAE are, it costs more.
         """
-        rows = errors.detach().double().cpu().flatten(1)
+        rows = errors.detach().cpu().double().flatten(1)
         return 0.5 * float(((rows @ self.fisher) * rows).sum()) / len(rows)
 
     def root(self, share: float) -> tuple[Float[Tensor, "width width"], Float[Tensor, "width width"]]:
@@ -192,7 +192,7 @@ def measure_sensitivity(
             if part:
                 grads, n_tokens = _gradients(model, site, part, draws, draw)
                 for rows in grads:
-                    rows = rows.flatten(1).double().cpu()
+                    rows = rows.flatten(1).cpu().double()
                     fisher += rows.T @ rows / draws
                     counts["n_rows"] += len(rows)
                 counts["n_clips"] += len(part)

@@ -137,7 +137,7 @@ def train_sae(
         sensitivity: a file that `Sensitivity.save` wrote, of the hook and the model: errors then count by how much
             predictions depend on the direction that they lie in (`measure_sensitivity`). Rows are multiplied by the
             root of it, brought to a mean length of sqrt(d_in), and it is folded into the weights before they are saved.
-            Decoder rows are then of different lengths. The loss and `fvu` of log.csv are of rows so multiplied;
+            Decoder rows are then of different lengths, near 1. The loss and `fvu` of log.csv are of rows so multiplied;
             held-out figures are not.
         sensitivity_share: how far: 0 counts all directions alike, towards 1 as the model reads them, at the cost of
             those that it does not.
@@ -421,7 +421,11 @@ def _record(
         | {
             "start": None if start is None else start.describe(),
         }
-        | ({} if metric is None else {"sensitivity": {"file": settings.sensitivity, "sha256": metric.sha256()}}),
+        | (
+            {}
+            if metric is None
+            else {"sensitivity": {"file": Path(str(settings.sensitivity)).name, "sha256": metric.sha256()}}
+        ),
         "run": {name: getattr(run, name) for name in deciding},
         "source": train_on.describe(),
         "held_out": None if held_out is None else held_out.describe(),

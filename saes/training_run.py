@@ -25,6 +25,7 @@ from hooked_whisper.saes.training_files import STATE, RunFolder, read_json, writ
 from hooked_whisper.saes.training_parallel import Team
 from hooked_whisper.saes.training_settings import (
     BATCHTOPK_FAMILY,
+    TOPK_FAMILY,
     RunSettings,
     SaeSettings,
     decay_steps,
@@ -298,14 +299,28 @@ class TrainingRun:
                 whitening_matrix=whitening.matrix,
                 unwhitening_matrix=whitening.inverse_matrix,
             )
+            if self.settings.architecture in TOPK_FAMILY:
+                _latents_of_length_one(self.sae)
         scaler.scaling_factor = scaler.whitening = None
 
 
 def _whitening(root: Tensor, inverse: Tensor, rows: Float[Tensor, "row width"]) -> Any:
     """SAELens's form of rows that are multiplied by a root, and brought to a mean length of the root of their width."""
     whitening = import_module("sae_lens.training.activation_scaler").ActivationWhitening
-    scale = norm_scale((rows.double().cpu() @ root).float())
+    scale = norm_scale((rows.cpu().double() @ root).float())
     return whitening(mean=torch.zeros(len(root), dtype=root.dtype), matrix=scale * root, inverse_matrix=inverse / scale)
+
+
+def _latents_of_length_one(sae: Any) -> None:
+    """Counts all latents of a TopK SAE in one other unit, so that its decoder's rows have a length near 1 on average.
+
+    Those that are chosen by their activations stay the same ones. By a power of two, which rounds nothing.
+    """
+    unit = 2.0 ** round(math.log2(sae.W_dec.norm(dim=-1).mean().item()))
+    sae.W_dec.div_(unit)
+    for name in ("W_enc", "b_enc", "topk_threshold"):
+        if hasattr(sae, name):
+            getattr(sae, name).mul_(unit)
 
 
 def load_trained(folder: RunFolder, device: str) -> Any:
