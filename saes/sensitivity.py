@@ -160,7 +160,7 @@ def measure_sensitivity(
     """How much the model's predictions depend on each direction at `hook`, over its own transcripts of a corpus.
 
     Each clip is heard alone in its window of 30 s, as `evaluate_sae` hears it; clips longer than a window are left out.
-    A few hundred clips do: each gives as many gradients as it has rows. It takes about the time of transcribing them.
+    Directions that few clips tell of look less read than they are: give it hundreds, and `draws` of more than one.
 
     Args:
         corpus: keep the clips that an SAE will be evaluated on out of it.

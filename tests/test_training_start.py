@@ -108,7 +108,7 @@ def test_starts_are_found_by_their_names(tmp_path: Path) -> None:
     shipped = load_sae("whisper-base/encoder.hook_out")
     source = MemorySource({"hook": torch.randn(640, 512)})
     after = quick(tmp_path, source, d_sae=4096, k=64, start="whisper-base/encoder.hook_out", **STANDING)
-    # Its decoder's rows differ in length; a TopK SAE in training has them of one, and chooses by what each adds.
+    # Whatever the lengths of its decoder's rows: a TopK SAE in training has them of one, and chooses by what each adds.
     assert torch.cosine_similarity(after.W_dec, shipped.W_dec.float(), dim=-1).min() > 0.9999 and after.cfg.k == 64
     lengths = shipped.W_dec.float().norm(dim=-1)
     assert torch.allclose(after.W_enc, shipped.W_enc.float() * lengths, rtol=1e-2, atol=1e-3)
