@@ -16,6 +16,7 @@ from short_windows import short_windows
 from hooked_whisper import HookedWhisper
 from hooked_whisper.saes import Corpus
 from hooked_whisper.saes.coding import reconstruct
+from hooked_whisper.saes.error_rates import TranscriptErrors
 from hooked_whisper.saes.estimates import Estimate
 from hooked_whisper.speech import clips
 
@@ -72,6 +73,25 @@ def test_seeds_are_compared_with_chance(tool: Any) -> None:
     fvu = {name: Estimate(0.1, 0.0, 0.2) for name in saes}
     text = seeds.report("a command", fvu, pairs, chance)
     assert "`a command`" in text and "0.100 (seed 0)" in text and "| 1.000 |" in text
+
+
+def test_curves_have_a_row_for_each_sae_that_was_measured(tool: Any) -> None:
+    curves: ModuleType = tool("sae_curves")
+    title = "k, active latents"
+    names = [one.name for one in curves.CURVES[title]]
+    errors = {}
+    for i, name in enumerate([*names, curves.SHIPPED]):  # so many of ten words are wrong
+        errors[name] = TranscriptErrors()
+        now = " ".join(["other"] * i + ["word"] * (10 - i))
+        for clip in ("one", "two"):
+            errors[name].add("word " * 10, now, "word " * 10, clip=clip, language="en")
+    found = {"held out": {name: {"fvu": 0.25, "kl": 0.125, "recovered": 0.5} for name in errors}}
+    text = curves.report(found, (errors, ["en", "en"]), "A head.", "what it is")
+    assert "A head." in text
+    assert text.count("| 0.250 | 0.1250 | 0.5000 |") == 5 + 3  # the middle one is in every curve
+    for i, label in enumerate(["32", "45", "64", "96", "what it is"]):
+        of_both = f"{10 * i:.1f} [{10 * i:.1f}, {10 * i:.1f}]"
+        assert text.count(f"| {label} | {of_both} | {of_both} |") == 2
 
 
 @pytest.mark.parametrize("name", ["train_shipped_sae", "train_paper_sae", "seed_stability", "sae_curves"])

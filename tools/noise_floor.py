@@ -16,23 +16,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from transcript_changes import FIGURES, by_sae, changed_transcripts, language_table
 
 from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.saes import Corpus, load_sae
 from hooked_whisper.saes.coding import SparseCoder, find_site, reconstruct
 from hooked_whisper.saes.error_rates import TranscriptErrors
-from hooked_whisper.saes.evaluation_passes import SLACK
-from hooked_whisper.saes.spliced_evaluation import Replacement, Spliced, listen, transcripts
+from hooked_whisper.saes.spliced_evaluation import Replacement
 
 HOOK = "encoder.hook_out"
 PARTS = (1.0, 0.5, 0.25)
-BATCH = 4
-
-
-def by_sae(sae: SparseCoder) -> Replacement:
-    """The SAE in the activation's place."""
-    return lambda read, written: reconstruct(sae, read)
 
 
 def by_chance(sae: SparseCoder, part: float, generator: torch.Generator) -> Replacement:
@@ -46,52 +39,22 @@ def by_chance(sae: SparseCoder, part: float, generator: torch.Generator) -> Repl
     return replace
 
 
-@torch.no_grad()
 def measured(
     model: HookedWhisper, sae: SparseCoder, corpus: Corpus, seeds: int
 ) -> tuple[dict[str, TranscriptErrors], list[str]]:
     """Transcripts of each version against the unhooked model's and the published text; languages of the clips."""
-    site = find_site(model, sae, HOOK)
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
     ways = {"SAE": by_sae(sae)}
     for part in PARTS:
         for seed in range(seeds):
             ways[f"{part:g} of its length, seed {seed}"] = by_chance(sae, part, torch.Generator().manual_seed(seed))
-    found = {name: TranscriptErrors() for name in ways}
-    languages: list[str] = []
-    items = list(corpus)
-    for at in tqdm(range(0, len(items), BATCH), unit="batch"):
-        part = items[at : at + BATCH]
-        batch = listen(model, [item.load() for item in part], [item.language for item in part], site)
-        own = transcripts(model, batch.encoder_out, batch.languages)
-        languages += [str(code) for code in batch.languages]
-        for name, way in ways.items():
-            spliced = Spliced(model, site, [way] * len(part), batch, False)
-            now = spliced.transcripts([2 * len(text) + SLACK for text in own])
-            for item, before, after, code in zip(part, own, now, batch.languages, strict=True):
-                texts = [str(tokenizer.to_string(text, skip_special_tokens=True)).strip() for text in (before, after)]
-                found[name].add(texts[0], texts[1], item.text, clip=item.id, language=code, tokenizer=tokenizer)
-    return found, languages
+    return changed_transcripts(model, find_site(model, sae, HOOK), ways, corpus)
 
 
 def report(head: str, found: dict[str, TranscriptErrors], languages: Sequence[str]) -> str:
     """Two tables: words that differ, and the change of the word error rate."""
-    groups = {"all": list(range(len(languages)))}
-    groups |= {code: [i for i, own in enumerate(languages) if own == code] for code in sorted(set(languages))}
     lines = ["# How far transcripts move by themselves", "", head, ""]
-    for title, figure in (
-        ("Words that differ from the unhooked model's, %", "wer_to_unhooked"),
-        ("Change of the word error rate against the published text, points", "wer_change"),
-    ):
-        lines += [f"## {title}", "", f"| error | {' | '.join(groups)} |", "|---" * (1 + len(groups)) + "|"]
-        for name, errors in found.items():
-            cells = []
-            for clips in groups.values():
-                one = getattr(errors.result(clips), figure)
-                cells.append(f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+    for figure, title in FIGURES.items():
+        lines += [f"## {title}", "", *language_table("error", found, languages, figure), ""]
     return "\n".join(lines)
 
 

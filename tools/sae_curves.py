@@ -2,11 +2,12 @@
 
 hooked-whisper prompts prompts
 python -m hooked_whisper.saes.voices voices
-python tools/sae_curves.py prompts voices work benchmarks/results/sae_curves.md       # two hours of one core
+python tools/sae_curves.py prompts voices work benchmarks/results/sae_curves.md       # three hours of one core
 
 One thing at a time is changed in a shorter training than the shipped SAE's. All SAEs are measured on the same clips,
 alone in their window: prompts whose sentences were left out, and speakers and languages that none has heard.
-`work` may be that of tools/train_shipped_sae.py, whose activations are then not harvested again.
+Transcripts are made of all prompts that were left out. `work` may be that of tools/train_shipped_sae.py, whose
+activations are then not harvested again.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from train_shipped_sae import HOOK, heard
+from transcript_changes import FIGURES, by_sae, changed_transcripts, language_table
 
 from hooked_whisper import HookedWhisper, __version__
 from hooked_whisper.saes import ActivationStore, Corpus, load_sae, train_sae
 from hooked_whisper.saes.coding import find_site
 from hooked_whisper.saes.corpus_item import CorpusItem
+from hooked_whisper.saes.error_rates import TranscriptErrors
 from hooked_whisper.saes.spliced_evaluation import (
     MEAN,
     ZERO,
@@ -109,7 +112,7 @@ def measured(
         texts = transcripts(model, batch.encoder_out, batch.languages)
         own = batch.encoder_out[batch.frame_mask]
         rows.append(own.double())
-        each: dict[str, Any] = {name: lambda read, _, sae=sae: sae(read[None])[0] for name, sae in saes.items()}
+        each = {name: by_sae(sae) for name, sae in saes.items()}
         for name, sae in saes.items():
             errors[name] += (sae(own[None])[0] - own).double().pow(2).sum().item()
         each |= {ZERO: zero_ablation, MEAN: mean_ablation(mean)}
@@ -126,36 +129,38 @@ def measured(
     return found
 
 
+FIELDS = {"k, active latents": "k", "share of the clips": "share", "rows trained on": "rows", "latents": "d_sae"}
+
+
 def report(
     found: Mapping[str, Mapping[str, Mapping[str, float]]],
-    n_clips: Mapping[str, int],
-    n_rows: int,
-    flags: str,
+    heard: tuple[Mapping[str, TranscriptErrors], Sequence[str]],
+    head: str,
     as_shipped: str,
 ) -> str:
-    """The tables; `as_shipped` says what the shipped SAE is."""
-    base = f"all clips, {MIDDLE.rows:,} rows, {MIDDLE.d_sae:,} latents, k {MIDDLE.k}"
-    lines = [
-        "# More data, steps, latents, active latents", "",
-        f"Written by `python tools/sae_curves.py prompts voices work OUT{flags}`: hooked-whisper {__version__}, torch "
-        f"{torch.__version__}, one run of each. {n_rows:,} rows are there to train on; what is not said is {base}. "
-        f"Looked at: {', '.join(f'{n} clips {name}' for name, n in n_clips.items())}, each alone in its window, with "
-        "the unhooked model's own transcript.", "",
-    ]  # fmt: skip
-    field = {"k, active latents": "k", "share of the clips": "share", "rows trained on": "rows", "latents": "d_sae"}
-    parts = list(n_clips)
+    """The tables; `heard` are the transcripts and their languages, `as_shipped` says what the shipped SAE is."""
+    parts = list(found)
     shown = " | ".join(f"{what}, {part}" for part in parts for what in ("FVU", "KL", "recovered"))
+    errors, languages = heard
 
     def cells(name: str) -> str:
         values = [found[part][name] for part in parts]
         return " | ".join(f"{one['fvu']:.3f} | {one['kl']:.4f} | {one['recovered']:.4f}" for one in values)
 
+    def tables(title: str, rows: Mapping[str, str]) -> list[str]:
+        lines = [f"| {title} | {shown} |", "|---" * (1 + 3 * len(parts)) + "|"]
+        lines += [f"| {label} | {cells(name)} |" for name, label in rows.items()]
+        for figure, what in FIGURES.items():
+            part = {name: errors[name] for name in rows}
+            lines += ["", f"{what}:", "", *language_table(title, part, languages, figure, rows.__getitem__)]
+        return lines
+
+    lines = ["# More data, steps, latents, active latents", "", head, ""]
     for title, points in CURVES.items():
-        known = [one for one in points if one.name in found[parts[0]]]
-        lines += [f"## {title}", "", f"| {title} | {shown} |", "|---" * (1 + 3 * len(parts)) + "|"]
-        lines += [f"| {getattr(one, field[title]):,} | {cells(one.name)} |" for one in known] + [""]
-    return "\n".join([*lines, "## As shipped", "", f"| | {shown} |", "|---" * (1 + 3 * len(parts)) + "|",
-                      f"| {as_shipped} | {cells(SHIPPED)} |"])  # fmt: skip
+        rows = {one.name: f"{getattr(one, FIELDS[title]):,}" for one in points if one.name in found[parts[0]]}
+        if rows:
+            lines += [f"## {title}", "", *tables(title, rows), ""]
+    return "\n".join([*lines, "## As shipped", "", *tables("", {SHIPPED: as_shipped})])
 
 
 def main() -> None:
@@ -182,10 +187,19 @@ def main() -> None:
     }
     found = {name: measured(model, saes, corpus, items, mean) for name, (corpus, items) in parts.items()}
     options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    flags = f" --clips {options.clips} --of-each {options.of_each}"
-    n_clips = {name: len(items) - len(corpus.skipped) for name, (corpus, items) in parts.items()}
+    site = find_site(model, saes[SHIPPED], HOOK)
+    changes = changed_transcripts(model, site, {name: by_sae(sae) for name, sae in saes.items()}, held_out)
     shipped = saes[SHIPPED].cfg
-    text = report(found, n_clips, store.n_rows, flags, f"{shipped.d_sae:,} latents, k {shipped.k}")
+    looked = ", ".join(f"{len(items) - len(corpus.skipped)} clips {name}" for name, (corpus, items) in parts.items())
+    head = (
+        f"Written by `python tools/sae_curves.py prompts voices work OUT --clips {options.clips} --of-each "
+        f"{options.of_each}`: hooked-whisper {__version__}, torch {torch.__version__}, one run of each. "
+        f"{store.n_rows:,} rows are there to train on; what is not said is all clips, {MIDDLE.rows:,} rows, "
+        f"{MIDDLE.d_sae:,} latents, k {MIDDLE.k}. Looked at: {looked}, each alone in its window, with the unhooked "
+        f"model's own transcript; for transcripts all {len(changes[1])} prompts that were held out (brackets: 95 % "
+        "intervals over resampled clips)."
+    )
+    text = report(found, changes, head, f"{shipped.d_sae:,} latents, k {shipped.k}")
     options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 
