@@ -22,6 +22,7 @@ from hooked_whisper.errors import HookedWhisperError
 from hooked_whisper.saes.evaluate_command import evaluate
 from hooked_whisper.saes.harvest_command import harvest, prompts
 from hooked_whisper.saes.publish_command import publish
+from hooked_whisper.saes.sensitivity_command import sensitivity
 from hooked_whisper.saes.train_command import train
 
 app = typer.Typer(
@@ -96,6 +97,7 @@ def hooks(
 
 app.command(short_help="Fetch real speech in five languages.")(prompts)
 app.command(short_help="Store activations of a corpus.")(harvest)
+app.command(short_help="Measure what predictions depend on, to train by it.")(sensitivity)
 app.command(short_help="Train a sparse autoencoder.")(train)
 app.command(short_help="Evaluate an SAE on speech.")(evaluate)
 app.command(short_help="Publish an SAE on the hub.")(publish)

@@ -170,7 +170,8 @@ def measure_sensitivity(
         progress: show a progress bar; None shows it where the output is a terminal.
 
     Raises:
-        SaeError: no such hook, or one without rows. CorpusError: no clip of at most one window.
+        SaeError: no such hook, or one without rows. CorpusError: no clip of at most one window, or one that cannot be
+            read where the corpus does not skip those.
         LanguageError: a clip's language is none of the model's.
     """
     if hook not in model.hook_dict:
@@ -187,8 +188,9 @@ def measure_sensitivity(
     hidden = None if progress is None else not progress
     with tqdm(desc="sensitivity", unit="clip", total=len(items), disable=hidden) as bar:
         for at in range(0, len(items), batch_size):
-            part = [(item.load(), item.language) for item in items[at : at + batch_size]]
-            part = [(sound, language) for sound, language in part if len(sound) <= model.cfg.n_mel_frames * HOP_LENGTH]
+            longest = model.cfg.n_mel_frames * HOP_LENGTH
+            loaded = [(corpus.load(item), item.language) for item in items[at : at + batch_size]]
+            part = [(sound, code) for sound, code in loaded if sound is not None and len(sound) <= longest]
             if part:
                 grads, n_tokens = _gradients(model, site, part, draws, draw)
                 for rows in grads:

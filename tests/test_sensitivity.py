@@ -76,8 +76,10 @@ def test_it_is_of_what_was_heard(sensitivity: Sensitivity, model: HookedWhisper,
 def test_it_predicts_the_divergence(hook: str, model: HookedWhisper, corpus: Corpus) -> None:
     """Of small errors at random, each row's apart from the others': in all directions, and in the few that count."""
     clip = corpus.where(id=[next(iter(corpus)).id])
-    known = measure_sensitivity(model, clip, hook=hook, draws=N_DRAWS, progress=False)
-    vectors = torch.linalg.eigh(known.fisher).eigenvectors
+    known = measure_sensitivity(model, clip, hook=hook, draws=2 * N_DRAWS, seed=2, progress=False)
+    # Directions come from other draws: those that stand out in the same ones do so partly by chance.
+    other = measure_sensitivity(model, clip, hook=hook, draws=N_DRAWS // 2, seed=3, progress=False)
+    vectors = torch.linalg.eigh(other.fisher).eigenvectors
     size = 0.03 if hook == OUT else 0.01
     for basis in (torch.eye(512), vectors[:, -16:].float()):
         draw = torch.Generator().manual_seed(0)
