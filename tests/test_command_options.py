@@ -18,7 +18,7 @@ OTHERWISE: dict[str, set[str]] = {
     "--device": {"train"},  # not tried on mps
     "--language": {"transcribe", "patch", "attribute"},  # of the prompt
     "--where": set(),
-    "--hook": {"harvest", "train", "publish"},  # what to store, to train on, to choose
+    "--hook": {"harvest", "sensitivity", "train", "publish"},  # what to store, to train on, to choose
 }
 
 
