@@ -38,8 +38,12 @@ def sensitivity(
 ) -> None:
     """Measure how much predictions depend on each direction at a hook; `train --sensitivity` counts errors by it."""
     from hooked_whisper import HookedWhisper
+    from hooked_whisper.errors import ConfigError
     from hooked_whisper.saes import measure_sensitivity
 
+    if out.is_dir():  # told before the work, not after it
+        raise ConfigError(f"--out {out} is a folder: expected a file, such as {out / 'sensitivity.safetensors'}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     clips = choose(open_corpus(corpus, "skip" if skip_broken else "raise"), language or [], where or [])
     if held_out is not None:
         clips = clips.split(held_out, seed=split_seed, by=by)[0]

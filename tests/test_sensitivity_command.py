@@ -10,7 +10,7 @@ from short_windows import short_windows
 from sounds import make_corpus
 from typer.testing import CliRunner
 
-from hooked_whisper import CorpusError, HookedWhisper, cli, saes
+from hooked_whisper import ConfigError, CorpusError, HookedWhisper, cli, saes
 from hooked_whisper.saes import Corpus, Sensitivity, measure_sensitivity
 
 HOOK = "encoder.blocks.0.hook_resid_post"
@@ -65,3 +65,9 @@ def test_what_is_left_out_is_told(heard: list[Corpus], manifest: Path, tmp_path:
         run(manifest, "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     assert "left out: 1 of 8 clips" in run(manifest, "--skip-broken", "--out", tmp_path / "a")
+
+
+def test_a_folder_is_refused_before_the_work(heard: list[Corpus], manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        run(manifest, "--out", tmp_path)
+    assert not heard
