@@ -16,6 +16,7 @@ from small import small_config, small_inputs, small_model
 from test_training import quick
 
 from hooked_whisper.file_modes import as_new_file
+from hooked_whisper.saes.store_files import clear_unfinished
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 
@@ -42,6 +43,16 @@ def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         as_new_file(tmp_path / "nothing")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_leaves_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # it is killed before
+        as_new_file(tmp_path / "x")
+    assert len(list(tmp_path.iterdir())) == 2
+    clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_caches_and_saes_can_be_read(umask: int, tmp_path: Path) -> None:
