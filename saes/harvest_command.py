@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from hooked_whisper.saes.harvest_plan import Packing, StoreDType, TextFrom, WindowLength
 
 SHIPPED = "shipped"
+CorpusArgument = Annotated[
+    str,
+    typer.Argument(help="Manifest (.jsonl, .csv, .parquet) or folder of audio; or 'shipped': the repository's speech."),
+]
 
 
 def prompts(
@@ -32,12 +36,7 @@ def prompts(
 
 
 def harvest(
-    corpus: Annotated[
-        str,
-        typer.Argument(
-            help="Manifest (.jsonl, .csv, .parquet) or folder of audio; or 'shipped': the repository's speech."
-        ),
-    ],
+    corpus: CorpusArgument,
     hook: Annotated[list[str], typer.Option(help="A hook's name, or a pattern with '*'; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the store. An unfinished harvest there goes on.")],
     model: Model = DEFAULT_MODEL,

@@ -9,16 +9,11 @@ from typing import Annotated
 import typer
 
 from hooked_whisper.command_options import DEFAULT_MODEL, Clauses, Device, Languages, Model
-from hooked_whisper.saes.harvest_command import choose, open_corpus
+from hooked_whisper.saes.harvest_command import CorpusArgument, choose, open_corpus
 
 
 def sensitivity(
-    corpus: Annotated[
-        str,
-        typer.Argument(
-            help="Manifest (.jsonl, .csv, .parquet) or folder of audio; or 'shipped': the repository's speech."
-        ),
-    ],
+    corpus: CorpusArgument,
     out: Annotated[Path, typer.Option(help="The file to write, such as sensitivity.safetensors.")],
     hook: Annotated[str, typer.Option(help="The hook that an SAE is to be trained on.")] = "encoder.hook_out",
     model: Model = DEFAULT_MODEL,
